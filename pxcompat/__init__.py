@@ -1,0 +1,1 @@
+"""ipyparallel's API on Dask and on Ray: ``import pxcompat as ipp``."""

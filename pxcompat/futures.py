@@ -1,0 +1,189 @@
+"""A request's future and its metadata: what ``dispatch`` writes and an AsyncResult reads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from .protocol import Frames, OutputEvent
+
+__all__ = ["Metadata", "MessageFuture"]
+
+Listener = Callable[[OutputEvent], None]
+
+
+class Metadata(dict[str, Any]):
+    """What is known of a request (ipyparallel.client.client.Metadata).
+
+    A dict with a fixed set of keys, also readable and writable as attributes.  Times are
+    timezone-aware datetimes (UTC) or None.
+
+    Raises
+    ------
+    KeyError, AttributeError
+        On setting a key that is not one of them.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(
+            msg_id=None,
+            submitted=None,
+            started=None,
+            completed=None,
+            received=None,
+            engine_uuid=None,
+            engine_id=None,
+            follow=None,
+            after=None,
+            status=None,
+            execute_input=None,
+            execute_result=None,
+            error=None,
+            stdout="",
+            stderr="",
+            outputs=[],
+            data={},
+            label=None,
+        )
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        try:
+            self[key] = value
+        except KeyError:
+            raise AttributeError(key) from None
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key not in self:
+            raise KeyError(key)
+        super().__setitem__(key, value)
+
+
+class MessageFuture(Future[Any]):
+    """The future of one request (ipyparallel.client.futures.MessageFuture).
+
+    Only ``dispatch`` completes it.  The result stays pickled until somebody asks, and is
+    unpickled once, in the thread that asks: the thread that receives replies never runs
+    a user's unpickling code.
+
+    Attributes
+    ----------
+    msg_id : str
+    method : str
+        ``"apply"`` or ``"execute"``.
+    metadata : Metadata
+        Written as output arrives, complete when ``output`` is done.
+    output : Future
+        Done (None) when all of the request's output has arrived.
+    sent : Future
+        Done (None) when the request's buffers have left and may be changed.
+    """
+
+    def __init__(self, msg_id: str, method: str = "apply", metadata: Metadata | None = None) -> None:
+        super().__init__()
+        self.msg_id = msg_id
+        self.method = method
+        self.metadata = metadata if metadata is not None else Metadata(msg_id=msg_id)
+        self.output: Future[None] = Future()
+        self.sent: Future[None] = Future()
+        self._lock = threading.RLock()
+        self._listeners: list[Listener] = []
+        self._frames: Frames | None = None
+        self._decode: Callable[[Frames], Any] | None = None
+        self._value: Any = None
+        self._failure: BaseException | None = None
+
+    # -- reading ---------------------------------------------------------------
+
+    def value(self) -> Any:
+        """The result, or the exception (not raised).  Only when done.
+
+        An AsyncResult tells the two apart with ``exception()``.
+        """
+        failure = self.exception(0)
+        return self._value if failure is None else failure
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The unpickled result; raises the request's exception."""
+        super().result(timeout)
+        self._load()
+        if self._failure is not None:
+            raise self._failure
+        return self._value
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The request's exception, or None."""
+        failure = super().exception(timeout)
+        if failure is None:
+            self._load()
+            failure = self._failure
+        return failure
+
+    def _load(self) -> None:
+        with self._lock:
+            if self._decode is None:
+                return
+            decode, frames = self._decode, self._frames
+            self._decode = self._frames = None
+            try:
+                self._value = decode(frames or [])
+            except Exception as error:
+                self._failure = error
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes of the result while it is still pickled; else 0."""
+        with self._lock:
+            return sum(len(f) for f in self._frames) if self._frames else 0
+
+    def listen(self, listener: Listener, replay: Callable[[Metadata], None]) -> Callable[[], None]:
+        """Hear every output event from now on, after ``replay(metadata)`` of the past.
+
+        Nothing arrives between the two, so nothing is lost or heard twice.  Returns a
+        function that ends the listening.
+        """
+        with self._lock:
+            replay(self.metadata)
+            self._listeners.append(listener)
+
+        def stop() -> None:
+            with self._lock:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return stop
+
+    # -- writing: for dispatch alone -------------------------------------------
+
+    def write_output(self, event: OutputEvent, record: Callable[[Metadata], None]) -> None:
+        """Record an event in the metadata and tell the listeners, atomically."""
+        with self._lock:
+            record(self.metadata)
+            listeners = list(self._listeners)
+            for listener in listeners:
+                listener(event)
+
+    def finish(self, frames: Frames, decode: Callable[[Frames], Any]) -> None:
+        """End well, with a result that ``decode`` unpickles when it is asked for."""
+        with self._lock:
+            self._frames, self._decode = frames, decode
+        super().set_result(None)
+
+    def finish_value(self, value: Any) -> None:
+        """End well, with a result that needs no unpickling."""
+        self._value = value
+        super().set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """End with an exception."""
+        self._failure = error
+        super().set_exception(error)

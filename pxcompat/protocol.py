@@ -1,0 +1,348 @@
+"""The seam: what the facade and a backend say to each other.
+
+The facade (``client``, ``view``, ``dispatch``) makes futures and sends
+:class:`Request` objects to a :class:`Backend`.  The backend reports what happens to an
+:class:`EventSink`, which ``dispatch`` implements.  Nothing of Dask or Ray crosses this
+border, and this module imports no sibling, so that it can be read on its own.
+
+What every backend promises; each clause is a test in ``tests/conformance``:
+
+1. Requests of one client to one engine run in the order sent, one at a time.
+2. A request gets exactly one reply, or its engine's ``engine_down`` comes first.
+3. A request runs at most once.
+4. A queued request can be cancelled and then never runs; a running one can be
+   interrupted by a signal, on the engine's main thread where the backend started the
+   engine (see :class:`Capabilities`), and what is queued behind it survives.
+5. Output is captured per request, numbered from 0, delivered while the request runs, and
+   ``Reply.outputs`` says how many events there were, so that nobody waits for more.
+6. A large value for N engines leaves the client once (:meth:`Backend.put`).
+7. Two clients coexist in one process; a second client sees the same engines and ids.
+8. A closed client leaves no thread, process, socket or temporary file behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Union, runtime_checkable
+
+__all__ = [
+    "Backend",
+    "Capabilities",
+    "EngineInfo",
+    "EventSink",
+    "Frames",
+    "Handle",
+    "LaunchSpec",
+    "Launched",
+    "OutputEvent",
+    "Provider",
+    "Reply",
+    "Request",
+]
+
+#: A pickled object: the pickle itself first, then its out-of-band buffers, uncopied.
+Frames = list[Union[bytes, bytearray, memoryview]]
+
+
+@runtime_checkable
+class Handle(Protocol):
+    """Frames that a backend holds inside the cluster, made by :meth:`Backend.put`.
+
+    The value is dropped when the last reference to the handle goes.
+    """
+
+    nbytes: int
+
+
+@dataclass(slots=True)
+class Request:
+    """One thing for one engine to do.
+
+    Attributes
+    ----------
+    msg_id
+        Unique in the cluster; ipyparallel's ``msg_id``.
+    kind
+        ``"apply"``: call ``function`` with ``arguments``;
+        ``"execute"``: run ``content["code"]`` in the engine's IPython shell.
+    label
+        What a person should read in a dashboard: the function's name, ``push:a,b``, or
+        the first line of the code.
+    content
+        ``execute`` only: ``code`` (str), ``silent`` (bool), ``store_history`` (bool).
+        ``apply`` only: ``map`` (bool), True when ``function`` is to be mapped over
+        the sequences in ``arguments`` and the list of results returned.
+    function, arguments
+        ``apply`` only: the pickled callable, and the pickled ``(args, kwargs)``.
+        Pickled apart, so that one function serves a whole map or fan-out.
+    header
+        Small and plain (msgpack-able), kept in the engine's record of the request:
+        ``client`` (session id), ``submitted`` (POSIX seconds), and whatever
+        the facade wants back from the record (``after``, ``follow``, ``retries`` ...).
+    """
+
+    msg_id: str
+    kind: Literal["apply", "execute"]
+    label: str
+    content: dict[str, Any] = field(default_factory=dict)
+    function: Frames | Handle | None = None
+    arguments: Frames | Handle | None = None
+    header: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The request's name in a dashboard, as ``px:apply:get_norms``."""
+        return f"px:{self.kind}:{self.label}"
+
+
+@dataclass(slots=True)
+class OutputEvent:
+    """One piece of a request's output.
+
+    Attributes
+    ----------
+    seq
+        Number of the event within its request, from 0.
+    type
+        ``"stream"`` (content ``name``, ``text``), ``"display_data"``,
+        ``"update_display_data"`` and ``"execute_result"`` (Jupyter's message contents:
+        ``data``, ``metadata``, ``transient``, ``execution_count``), ``"clear_output"``
+        (``wait``), ``"error"`` (``ename``, ``evalue``, ``traceback``, ``engine_info``) and
+        ``"data"`` (``frames``: a pickled dict published with ``datapub``).
+    """
+
+    seq: int
+    type: str
+    content: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Reply:
+    """The end of a request.
+
+    Attributes
+    ----------
+    status
+        ``"ok"``, ``"error"`` or ``"aborted"`` (cancelled before it started).
+    engine
+        Key of the engine that ran it; None when none did.
+    started, completed
+        POSIX seconds on the engine's clock; None when it did not run.
+    result
+        ``apply``, ok: the pickled return value.
+    content
+        ``execute``, ok: ``execution_count`` and ``execute_result`` (or None).
+        ``error``: ``ename``, ``evalue``, ``traceback`` (list of str), ``engine_info``.
+    outputs
+        How many output events the request had.
+    """
+
+    msg_id: str
+    status: Literal["ok", "error", "aborted"]
+    engine: str | None = None
+    started: float | None = None
+    completed: float | None = None
+    result: Frames | None = None
+    content: dict[str, Any] = field(default_factory=dict)
+    outputs: int = 0
+
+
+@dataclass(slots=True)
+class EngineInfo:
+    """An engine, as every client of its cluster sees it.
+
+    Attributes
+    ----------
+    key
+        The engine's uuid; ipyparallel's ``engine_uuid``.
+    id
+        The integer that ``rc[id]`` takes; rises, never reused within a cluster.
+    own_process
+        Whether the engine has a process, and so a main thread and signals, to itself.
+    """
+
+    key: str
+    id: int
+    pid: int
+    host: str
+    address: str = ""
+    own_process: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Where backends differ, declared; never asked by the name of a backend.
+
+    Attributes
+    ----------
+    start_engines
+        Whether :meth:`Backend.start_engines` can add engines to this cluster.
+    signals
+        Whether any signal can be sent to an engine's process.  Otherwise an interrupt
+        (SIGINT) is delivered between two bytecodes, best effort, and others are refused.
+    put_threshold
+        Values of at least so many bytes are worth :meth:`Backend.put` when they
+        go to more than one engine.
+    """
+
+    start_engines: bool = True
+    signals: bool = True
+    put_threshold: int = 1 << 20
+
+
+class EventSink(Protocol):
+    """What a backend reports to.  Thread-safe; implemented by ``dispatch``."""
+
+    def engine_up(self, info: EngineInfo) -> None:
+        """An engine is ready for requests.  Also said of every engine found at ``open``."""
+
+    def engine_down(self, key: str, reason: str) -> None:
+        """An engine is gone, with everything in it; nothing more will come from it."""
+
+    def sent(self, msg_id: str) -> None:
+        """The request's buffers have left and may be reused by their owner."""
+
+    def started(self, msg_id: str, key: str) -> None:
+        """A balanced request began to run on this engine."""
+
+    def output(self, msg_id: str, event: OutputEvent) -> None:
+        """A piece of output."""
+
+    def reply(self, reply: Reply) -> None:
+        """A request ended."""
+
+    def disconnected(self, reason: str) -> None:
+        """The whole cluster is out of reach; no request outstanding will be answered."""
+
+
+class Backend(Protocol):
+    """One client's connection to one cluster of engines.
+
+    Every method is thread-safe.  None but ``open`` and ``close`` blocks for longer than
+    it takes to hand work to the backend's own thread; what takes time returns a
+    :class:`concurrent.futures.Future`.
+    """
+
+    name: str
+    capabilities: Capabilities
+
+    def open(self, sink: EventSink, *, timeout: float) -> None:
+        """Connect and report the engines that exist.
+
+        Raises
+        ------
+        TimeoutError
+            When the cluster does not answer, naming the stage that failed.
+        """
+
+    def close(self, *, timeout: float = 5) -> None:
+        """Disconnect and leave nothing behind.  Idempotent."""
+
+    def start_engines(self, n: int) -> Future[list[str]]:
+        """Start ``n`` more engines; resolves to their names once they were launched."""
+
+    def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
+        """Shut engines down after what is queued now; at once when ``force``."""
+
+    def stop_cluster(self) -> Future[None]:
+        """Shut the whole cluster down."""
+
+    def send(self, key: str, requests: Sequence[Request]) -> None:
+        """Queue requests on one engine.  Never blocks on their execution."""
+
+    def send_balanced(
+        self, requests: Sequence[Request], candidates: Sequence[str] | None
+    ) -> None:
+        """Let the backend's own scheduler place each request on one of ``candidates``
+        (None: any engine, present or future)."""
+
+    def cancel(self, key: str | None, msg_ids: Sequence[str]) -> Future[list[str]]:
+        """Keep requests that have not started from ever running.
+
+        ``key`` is None for balanced requests.  Each request prevented is answered with an
+        ``aborted`` reply; the future resolves to their ids.
+        """
+
+    def signal(self, key: str, signum: int) -> Future[None]:
+        """Send a signal to an engine's process."""
+
+    def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
+        """Ask an engine (or, with None, the cluster's controller) something that does not
+        wait for the engine's running request: see ``engine.control`` for the questions."""
+
+    def put(self, frames: Frames, keys: Sequence[str]) -> Handle:
+        """Upload once what several engines will read."""
+
+    @property
+    def dashboard_link(self) -> str:
+        """URL of the cluster's dashboard, or ``""``."""
+
+    @property
+    def native(self) -> Any:
+        """The engine's own client object (``distributed.Client`` ...)."""
+
+
+@dataclass(slots=True)
+class LaunchSpec:
+    """How a cluster is to be started.
+
+    Attributes
+    ----------
+    n
+        Engines to start.
+    host
+        Interface to listen on; loopback unless the user said otherwise.
+    cwd, path, env
+        Working directory, ``sys.path`` additions and environment changes of the engines.
+    log_dir
+        Folder for one log file a process; None: a temporary one that goes with the cluster.
+    options
+        The backend's own settings, as its config class defines them.
+    """
+
+    n: int
+    host: str = "127.0.0.1"
+    cwd: str | None = None
+    path: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    log_dir: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Launched(Protocol):
+    """A cluster that this process started, and that ends with this process."""
+
+    #: what :meth:`Provider.connect` needs, JSON-able: at least ``backend`` and ``address``
+    info: dict[str, Any]
+
+    def poll(self) -> str | None:
+        """None while the cluster runs; else why it ended."""
+
+    def wait(self, timeout: float | None = None) -> str | None:
+        """Wait for the cluster's end; what :meth:`poll` would say then."""
+
+    def stop(self, *, timeout: float = 10) -> None:
+        """End every process of the cluster.  Idempotent."""
+
+
+class Provider(Protocol):
+    """What a backend package offers: the module-level ``provider`` of
+    ``pxcompat.backends.<name>``, imported when it is chosen."""
+
+    name: str
+
+    def launch(self, spec: LaunchSpec, *, timeout: float) -> Launched:
+        """Start a controller and ``spec.n`` engines as children of this process.
+
+        Returns once the controller answers; engines register as they come.  Raises
+        :class:`pxcompat.error.BackendError` naming the stage and the log's last lines.
+        """
+
+    def connect(self, info: Mapping[str, Any]) -> Backend:
+        """A backend, not yet open, for the cluster that ``info`` describes."""
+
+    def adopt(self, target: Any, **options: Any) -> Backend | None:
+        """A backend for a cluster that somebody else runs: an address or the engine's own
+        client or cluster object.  None when ``target`` is none of this backend's."""
