@@ -1,0 +1,352 @@
+"""How objects travel: pickle protocol 5 over cloudpickle, with ipyparallel's rules for names.
+
+The rules (see docs/semantics): a function of ``__main__`` is sent as code, defaults and
+closure, and its globals are the *receiver's* interactive namespace.  A class of
+``__main__`` is looked up by name in the receiver's namespace first and travels by value
+for when it is missing.  A function that its module does not hold under its own name
+(a closure, a lambda) is sent as code and runs with the receiver's module of that name.
+Everything else goes by cloudpickle's own rules.
+
+Large buffers stay out of band, uncopied; arrays arrive writable.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import sys
+import threading
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import cloudpickle
+
+from ..error import SerializationError
+from ..protocol import Frames
+
+__all__ = ["dumps", "loads", "namespace_of", "use_cloudpickle", "use_dill", "use_pickle"]
+
+#: buffers below this many bytes are pickled in band: a frame each would cost more
+OUT_OF_BAND = 16 * 1024
+
+
+class _Context(threading.local):
+    namespace: dict[str, Any] | None = None
+
+
+_context = _Context()
+
+
+@contextmanager
+def namespace_of(namespace: dict[str, Any] | None) -> Iterator[None]:
+    """Unpickle within this namespace: functions of ``__main__`` get it as globals."""
+    before, _context.namespace = _context.namespace, namespace
+    try:
+        yield
+    finally:
+        _context.namespace = before
+
+
+def current_namespace() -> dict[str, Any]:
+    """The interactive namespace that is being unpickled into; ``__main__``'s by default."""
+    if _context.namespace is not None:
+        return _context.namespace
+    return sys.modules["__main__"].__dict__
+
+
+def evaluate(expression: str) -> Any:
+    """What a Reference stands for; only while unpickling for an engine's namespace."""
+    if _context.namespace is None:
+        from .reference import Reference
+
+        return Reference(expression)
+    return eval(expression, _context.namespace)
+
+
+# -- functions --------------------------------------------------------------------
+
+
+class _Empty:
+    """Stands for the content of a cell that has none yet."""
+
+    def __reduce__(self) -> str:
+        return "_EMPTY"
+
+
+_EMPTY = _Empty()
+
+
+def _is_interactive(module: str | None) -> bool:
+    """Whether a name of this module is a name of the interactive namespace."""
+    return not module or module.startswith("__")
+
+
+def _is_importable(obj: Any) -> bool:
+    """Whether the object can be had from its module under its own name."""
+    found: Any = sys.modules.get(obj.__module__)
+    for part in obj.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is obj
+
+
+def _new_function(code: types.CodeType, module: str, n_free: int) -> types.FunctionType:
+    if _is_interactive(module):
+        scope = current_namespace()
+    else:
+        scope = importlib.import_module(module).__dict__
+    cells = tuple(types.CellType() for _ in range(n_free))
+    return types.FunctionType(code, scope, None, None, cells)
+
+
+def _cell_content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _EMPTY
+
+
+def _set_function_state(function: types.FunctionType, state: dict[str, Any]) -> None:
+    for cell, content in zip(function.__closure__ or (), state.pop("closure")):
+        if content is not _EMPTY:
+            cell.cell_contents = content
+    function.__dict__.update(state.pop("dict"))
+    for name, value in state.items():
+        setattr(function, name, value)
+
+
+def _reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
+    state = {
+        # filled in after the function exists, so that it may contain itself
+        "closure": tuple(_cell_content(cell) for cell in function.__closure__ or ()),
+        "dict": function.__dict__,
+        "__defaults__": function.__defaults__,
+        "__kwdefaults__": function.__kwdefaults__,
+        "__name__": function.__name__,
+        "__qualname__": function.__qualname__,
+        "__module__": function.__module__,
+        "__doc__": function.__doc__,
+        "__annotations__": function.__annotations__,
+    }
+    args = (function.__code__, function.__module__ or "__main__", len(function.__closure__ or ()))
+    return (_new_function, args, state, None, None, _set_function_state)
+
+
+# -- classes ----------------------------------------------------------------------
+
+
+def _resolve_class(qualname: str, by_value: bytes) -> type:
+    """The receiver's own class of that name, else the sender's, by value."""
+    found: Any = current_namespace()
+    first, *rest = qualname.split(".")
+    found = found.get(first)
+    for part in rest:
+        found = getattr(found, part, None)
+    if isinstance(found, type) and _is_interactive(found.__module__):
+        return found
+    cls: type = pickle.loads(by_value)
+    return cls
+
+
+# -- picklers ---------------------------------------------------------------------
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle with ipyparallel's rules for functions and classes of ``__main__``."""
+
+    def __init__(self, file: io.BytesIO, buffer_callback: Any = None, root: type | None = None):
+        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self._root = root
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is types.FunctionType:
+            if not _is_interactive(obj.__module__) and _is_importable(obj):
+                return NotImplemented
+            return _reduce_function(obj)
+        if isinstance(obj, type):
+            if obj is not self._root and _is_interactive(obj.__module__):
+                return (_resolve_class, (obj.__qualname__, _class_by_value(obj)))
+        elif _is_readonly_array(obj):
+            # arrays arrive writable, so what is sent must not be marked read-only
+            return obj.copy().__reduce_ex__(5)
+        return super().reducer_override(obj)
+
+
+def _class_by_value(cls: type) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, root=cls).dump(cls)
+    return file.getvalue()
+
+
+def _is_readonly_array(obj: Any) -> bool:
+    numpy = sys.modules.get("numpy")  # whoever has an array has imported numpy
+    return numpy is not None and type(obj) is numpy.ndarray and not obj.flags.writeable
+
+
+class _DillPickle:
+    """An object pickled by dill, unpickled by dill wherever it arrives."""
+
+    def __init__(self, obj: Any) -> None:
+        self._obj = obj
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import dill
+
+        return (_dill_loads, (dill.dumps(self._obj),))
+
+
+def _dill_loads(data: bytes) -> Any:
+    import dill
+
+    return dill.loads(data)
+
+
+_flavour = "pickle"
+
+
+def use_pickle() -> None:
+    """Pickle by ipyparallel's default rules (``ipyparallel.serialize.use_pickle``).
+
+    For everything that this process sends from now on.
+    """
+    _set_flavour("pickle")
+
+
+def use_cloudpickle() -> None:
+    """Let functions carry the sender's globals (``ipyparallel.serialize.use_cloudpickle``).
+
+    For everything that this process sends from now on, until :func:`use_pickle`.
+    """
+    _set_flavour("cloudpickle")
+
+
+def use_dill() -> None:
+    """Pickle with dill (``ipyparallel.serialize.use_dill``), which must be installed.
+
+    For everything that this process sends from now on, until :func:`use_pickle`.
+    """
+    try:
+        import dill  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "use_dill() needs dill on the client and on every engine: pip install dill"
+        ) from None
+    _set_flavour("dill")
+
+
+def _set_flavour(flavour: str) -> None:
+    global _flavour
+    _flavour = flavour
+
+
+def dumps(obj: Any, *, name: str = "object", keep_buffers: bool = True) -> Frames:
+    """Pickle an object.
+
+    Parameters
+    ----------
+    name : str
+        What to call the object in an error.
+    keep_buffers : bool
+        Whether large buffers stay out of band, sharing the object's memory.
+
+    Returns
+    -------
+    list of buffers
+        The pickle, then its out-of-band buffers: views of the object's own memory.
+
+    Raises
+    ------
+    SerializationError
+        When something in it cannot be pickled; names it and the path to it.
+    """
+    buffers: list[memoryview] = []
+
+    def keep_small_in_band(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if raw.nbytes < OUT_OF_BAND:
+            return True
+        buffers.append(raw)
+        return False
+
+    file = io.BytesIO()
+    callback = keep_small_in_band if keep_buffers else None
+    try:
+        if _flavour == "cloudpickle":
+            cloudpickle.Pickler(file, protocol=5, buffer_callback=callback).dump(obj)
+        else:
+            payload = _DillPickle(obj) if _flavour == "dill" else obj
+            _Pickler(file, callback).dump(payload)
+    except Exception as error:
+        raise _explain(obj, name, error) from error
+    return [file.getbuffer(), *buffers]
+
+
+def loads(frames: Frames, namespace: dict[str, Any] | None = None) -> Any:
+    """Unpickle what :func:`dumps` made.
+
+    Parameters
+    ----------
+    namespace : dict, optional
+        The interactive namespace: globals of functions of ``__main__``, home of its
+        classes, and where References are evaluated.  Default: ``__main__``'s, with
+        References left alone.
+
+    Notes
+    -----
+    Arrays share the memory of the frames.
+    """
+    if namespace is _context.namespace:
+        return pickle.loads(frames[0], buffers=frames[1:])
+    with namespace_of(namespace):
+        return pickle.loads(frames[0], buffers=frames[1:])
+
+
+# -- errors -----------------------------------------------------------------------
+
+
+def _explain(obj: Any, name: str, error: Exception) -> SerializationError:
+    path, culprit = _find_culprit(obj, name, depth=0)
+    return SerializationError(
+        f"cannot pickle {path}, of type {_type_name(culprit)}: {error}. "
+        "Send what it is made from and build it on the engine, or define it there with %px."
+    )
+
+
+def _type_name(obj: Any) -> str:
+    cls = type(obj)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _find_culprit(obj: Any, path: str, depth: int) -> tuple[str, Any]:
+    """The innermost part of an object that cannot be pickled by itself."""
+    if depth < 12:
+        for part, where in _parts(obj, path):
+            try:
+                _Pickler(io.BytesIO()).dump(part)
+            except Exception:
+                return _find_culprit(part, where, depth + 1)
+    return path, obj
+
+
+def _parts(obj: Any, path: str) -> Iterator[tuple[Any, str]]:
+    if isinstance(obj, Mapping):
+        for key, value in obj.items():
+            yield value, f"{path}[{key!r}]"
+    elif isinstance(obj, (list, tuple, set, frozenset)):
+        for index, value in enumerate(obj):
+            yield value, f"{path}[{index}]"
+    elif isinstance(obj, types.FunctionType):
+        for variable, cell in zip(obj.__code__.co_freevars, obj.__closure__ or ()):
+            yield _cell_content(cell), f"{path}: closure variable {variable!r}"
+        for index, value in enumerate(obj.__defaults__ or ()):
+            yield value, f"{path}: default argument {index}"
+    elif isinstance(obj, types.MethodType):
+        yield obj.__self__, f"{path}.__self__"
+    elif isinstance(getattr(obj, "__dict__", None), dict) and not isinstance(obj, type):
+        for attribute, value in vars(obj).items():
+            yield value, f"{path}.{attribute}"
