@@ -1,0 +1,207 @@
+"""What may stand on the line of ``%px``, ``%pxconfig`` and ``%pxresult``."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import signal
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from IPython.core.error import UsageError
+from IPython.core.magic_arguments import MagicArgumentParser
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["cell_parser", "config_parser", "documents", "parse", "result_parser", "targets_of"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+_SLICE = re.compile(r"(-?\d+)?:(-?\d+)?(?::(-?\d+)?)?")
+
+
+def config_parser() -> MagicArgumentParser:
+    """The options of ``%pxconfig``."""
+    parser = _parser("pxconfig")
+    _add_execution(parser)
+    return parser
+
+
+def result_parser() -> MagicArgumentParser:
+    """The options of ``%pxresult``."""
+    parser = _parser("pxresult")
+    _add_output(parser)
+    return parser
+
+
+def cell_parser() -> MagicArgumentParser:
+    """The options of ``%%px``."""
+    parser = _parser("%px")
+    _add_execution(parser)
+    _add_output(parser)
+    parser.add_argument(
+        "--local", action="store_true", help="also run the cell here, while the engines run it"
+    )
+    return parser
+
+
+def parse(parser: MagicArgumentParser, line: str) -> argparse.Namespace:
+    """The options on a magic's line; UsageError where they make no sense."""
+    options: argparse.Namespace = parser.parse_argstring(line)
+    return options
+
+
+def documents(parser: MagicArgumentParser) -> Callable[[Method], Method]:
+    """Give a method's docstring, which ``%px?`` shows, the usage and options of its magic."""
+
+    def document(method: Method) -> Method:
+        parser.description = inspect.cleandoc(method.__doc__ or "")
+        method.__doc__ = parser.format_help()
+        return method
+
+    return document
+
+
+def targets_of(text: str, ids: Iterable[int], shell: InteractiveShell) -> Any:
+    """The engines that ``--targets`` names.
+
+    Parameters
+    ----------
+    text : str
+        ``all``; a slice of the engine ids (``:``, ``0:2``, ``::2``); or a Python
+        expression for an id or a list of ids, with the names of the session.
+    ids : iterable of int
+        The engines there are; read only for a slice.
+
+    Raises
+    ------
+    UsageError
+        When the text is none of these.
+    """
+    text = text.strip("\"'")
+    if text == "all":
+        return text
+    if part := _SLICE.fullmatch(text):
+        try:
+            return list(ids)[slice(*(int(n) if n else None for n in part.groups()))]
+        except ValueError as error:
+            raise UsageError(f"--targets {text}: {error}") from None
+    try:
+        targets = shell.ev(text)
+    except Exception as error:
+        raise UsageError(
+            f"--targets {text}: {type(error).__name__}: {error}."
+            " Name engines as 'all', an id, a list as 0,2 or a slice as 0:2"
+        ) from None
+    if isinstance(targets, (int, str, slice)):
+        return targets
+    try:
+        return list(targets)
+    except TypeError:
+        raise UsageError(f"--targets {text}: {targets!r} names no engines") from None
+
+
+def _parser(name: str) -> MagicArgumentParser:
+    return MagicArgumentParser(prog=name)  # type: ignore[no-untyped-call]
+
+
+def _signal(text: str) -> int | str:
+    if text.isdigit():
+        return int(text)
+    if text in signal.Signals.__members__:
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a signal's name nor its number")
+
+
+def _add_execution(parser: MagicArgumentParser) -> None:
+    add = parser.add_argument
+    add("-b", "--block", action="store_true", default=None, help="wait for the engines")
+    add(
+        "-a",
+        "--noblock",
+        dest="block",
+        action="store_false",
+        default=None,
+        help="do not wait for the engines: return an AsyncResult",
+    )
+    add(
+        "--stream",
+        action="store_true",
+        default=None,
+        help="show output as it comes; only when waiting for the engines",
+    )
+    add(
+        "--no-stream",
+        dest="stream",
+        action="store_false",
+        default=None,
+        help="show output, grouped, when every engine has finished",
+    )
+    add("-t", "--targets", help="engines to run on: all, an id, a list as 0,2 or a slice as 0:2")
+    add(
+        "--verbose",
+        dest="set_verbose",
+        action="store_true",
+        default=None,
+        help="say at each execution where it runs",
+    )
+    add(
+        "--no-verbose",
+        dest="set_verbose",
+        action="store_false",
+        default=None,
+        help="say nothing but what the engines say",
+    )
+    add(
+        "--progress-after",
+        dest="progress_after_seconds",
+        metavar="SECONDS",
+        type=float,
+        help="show a progress bar once this long has passed; 0 for at once, -1 for never",
+    )
+    add(
+        "--signal-on-interrupt",
+        dest="signal_on_interrupt",
+        metavar="SIGNAL",
+        type=_signal,
+        help="signal that a KeyboardInterrupt sends to the engines while waiting for them, by"
+        " name or number (default: SIGINT); 0 sends none and leaves them running",
+    )
+
+
+def _add_output(parser: MagicArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "-r",
+        dest="groupby",
+        action="store_const",
+        const="order",
+        help="short for --group-outputs=order",
+    )
+    add(
+        "-e",
+        dest="groupby",
+        action="store_const",
+        const="engine",
+        help="short for --group-outputs=engine",
+    )
+    add(
+        "-g",
+        "--group-outputs",
+        dest="groupby",
+        choices=["engine", "order", "type"],
+        help="how to group output that was not streamed. type (default): every engine's stdout,"
+        " then stderr, then displays; engine: all of one engine, then of the next;"
+        " order: as type, but the first display of each engine, then the second",
+    )
+    add(
+        "-o",
+        "--out",
+        "--name",
+        dest="save_name",
+        metavar="NAME",
+        help="keep the AsyncResult under this name",
+    )
+    parser.set_defaults(groupby="type")
