@@ -1,0 +1,56 @@
+"""Both sides of the comparison, each run once, in a process of its own, for the tests selected."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+#: seconds that one side may take for all snippets
+TIMEOUT = 900
+
+
+def _start(side: str, names: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Run snippets on one side, with an IPython folder of its own; outcomes and log in ``folder``."""
+    folder.mkdir()
+    env = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(HERE / "runner.py"), side, str(folder / "outcomes.json"), *names]
+    with open(folder / "log.txt", "wb") as log:
+        return subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+
+
+@pytest.fixture(scope="session")
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, str]]:
+    """Snippet name -> outcome, under ``ipyparallel`` and under ``pxcompat``."""
+    names = [
+        item.callspec.params["snippet"].name
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "outcomes" in item.fixturenames
+    ]
+    backend = os.environ.get("PXCOMPAT_TEST_BACKEND", "dask")
+    root = tmp_path_factory.mktemp("parity")
+    sides = {"ipyparallel": "ipyparallel", "pxcompat": backend}
+    # one after the other: snippets that look at times need the processors
+    found = {}
+    for side, name in sides.items():
+        folder = root / side
+        process = _start(name, names, folder)
+        try:
+            process.wait(TIMEOUT)
+        finally:
+            process.kill()
+            process.wait()
+        out = folder / "outcomes.json"
+        found[side] = json.loads(out.read_text()) if out.exists() else {}
+        if len(found[side]) < len(names):
+            log = (folder / "log.txt").read_text()[-4000:]
+            message = f"{side}: {len(found[side])} of {len(names)} snippets ran (exit code {process.returncode})"
+            pytest.fail(f"{message}:\n{log}")
+    return found

@@ -1,0 +1,30 @@
+"""The same lines on a live ipyparallel cluster and on pxcompat: the outcomes are the same.
+
+Or they differ as the snippet says, where pxcompat does better. ``reader.py`` describes the format.
+"""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from .reader import Snippet, load
+
+SNIPPETS = load().values()
+
+
+def _matches(want: str, got: str) -> bool:
+    return doctest.OutputChecker().check_output(want + "\n", got + "\n", doctest.ELLIPSIS)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.name)
+def test_outcome(snippet: Snippet, outcomes: dict[str, dict[str, str]]) -> None:
+    theirs = outcomes["ipyparallel"][snippet.name]
+    ours = outcomes["pxcompat"][snippet.name]
+    if not snippet.expected:
+        assert ours == theirs, snippet.code
+        return
+    expected = snippet.expected
+    assert _matches(expected["ipyparallel"], theirs), f"ipyparallel has changed: {theirs}"
+    assert _matches(expected["pxcompat"], ours), f"{expected['better']}\n{snippet.code}"

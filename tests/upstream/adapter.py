@@ -1,0 +1,56 @@
+"""What ipyparallel's tests ask of their own package: ``from ipyparallel.tests import ...``.
+
+``conftest.py`` copies this file to be the ``__init__`` of the temporary package ``ipp_upstream``,
+beside copies of the test modules. Engines import the package too, since the tests send functions
+such as ``clienttest.crash`` by reference; so nothing here may need pytest or a cluster at import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import ipyparallel as ipp
+
+PROFILE = "iptest"
+#: how long engines may take to start, in seconds
+START_TIMEOUT = 30
+
+#: processes that upstream's teardown would have to end; ours belong to the cluster
+launchers: list[Any] = []
+
+_clusters: list[Any] = []
+
+# clienttest imports from here by upstream's name
+sys.modules["ipyparallel.tests"] = sys.modules[__name__]
+
+
+def setup() -> None:
+    """Start the cluster of one test module, with one engine."""
+    backend = os.environ.get("PXCOMPAT_TEST_BACKEND", "dask")
+    options = {} if backend == "ipyparallel" else {"backend": backend}
+    cluster = ipp.Cluster(profile=PROFILE, cluster_id="", n=1, **options)
+    _clusters.append(cluster)
+    cluster.start_cluster_sync()
+
+
+def add_engines(n: int = 1, profile: str = PROFILE, total: bool = False) -> list[str]:
+    """Start ``n`` engines, or as many as bring the cluster up to ``n`` when ``total``.
+
+    Returns one item an engine started: the tests count them.
+    """
+    with ipp.Client(profile=profile) as rc:
+        base = len(rc)
+        if total:
+            n = max(n - base, 0)
+        if n:
+            name = _clusters[-1].start_engines_sync(n)
+            rc.wait_for_engines(base + n, timeout=START_TIMEOUT)
+    return [f"{name}-{i}" for i in range(n)] if n else []
+
+
+def teardown() -> None:
+    """Stop the module's cluster."""
+    while _clusters:
+        _clusters.pop().stop_cluster_sync()
