@@ -1,0 +1,19 @@
+"""Dask: one pinned worker an engine, and a direct channel from each client to each engine.
+
+=================  =============================================================
+``launch``         starts a cluster: the controller process and its engines
+``controller``     the supervisor that forks and reaps, and the scheduler beside it
+``registry``       in the scheduler: engine ids, who is there, who died and why
+``service``        in the worker: the engine behind its channels
+``channel``        an ordered two-way stream over a Dask comm
+``wire``           requests and replies as messages of such a channel
+``backend``        in the client: :class:`pxcompat.protocol.Backend`
+``balanced``       calls that Dask's own scheduler places
+=================  =============================================================
+"""
+
+from __future__ import annotations
+
+from .launch import provider
+
+__all__ = ["provider"]

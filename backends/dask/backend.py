@@ -1,0 +1,451 @@
+"""A client's connection to a Dask cluster of engines."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import logging
+import signal as signals
+import threading
+import uuid
+import weakref
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import dask
+from distributed import Client
+from distributed.comm import connect
+from distributed.protocol.serialize import Serialized
+
+from pxcompat.error import BackendError, ConnectError, EngineError
+from pxcompat.protocol import (
+    Capabilities,
+    EngineInfo,
+    EventSink,
+    Frames,
+    Handle,
+    Reply,
+    Request,
+)
+
+from . import balanced
+from .channel import Channel, ChannelClosed
+from .process import security_of
+from .wire import Blob, Message, pack_request, unpack_output, unpack_reply, unpack_request
+
+__all__ = ["DaskBackend"]
+
+log = logging.getLogger("pxcompat.dask")
+
+#: seconds that a lost engine's last words may take to arrive
+LAST_WORDS = 2
+
+
+class _Line:
+    """A channel with questions and answers on it."""
+
+    def __init__(self, backend: DaskBackend, name: str) -> None:
+        self._backend = backend
+        self.name = name
+        self.channel: Channel | None = None
+        self.task: asyncio.Task[None] | None = None
+        self._questions: dict[int, Future[Any]] = {}
+        self._ids = itertools.count()
+        self._lock = threading.Lock()
+
+    def ask(self, question: str, args: Mapping[str, Any]) -> Future[Any]:
+        """Ask the other side; thread-safe."""
+        answer: Future[Any] = Future()
+        with self._lock:
+            call_id = next(self._ids)
+            self._questions[call_id] = answer
+        try:
+            if self.channel is None:
+                raise ChannelClosed("not connected")
+            self.channel.send(("ask", call_id, question, dict(args)))
+        except ChannelClosed as error:
+            with self._lock:
+                self._questions.pop(call_id, None)
+            answer.set_exception(EngineError(f"{self.name} is out of reach: {error}"))
+        return answer
+
+    def answer(self, message: Message) -> None:
+        _, call_id, ok, value = message
+        with self._lock:
+            future = self._questions.pop(call_id, None)
+        if future is None:
+            return
+        if ok:
+            future.set_result(value)
+        else:
+            future.set_exception(EngineError(f"{self.name} answers: {value}"))
+
+    def fail(self, reason: str) -> None:
+        """Nobody will answer any more."""
+        with self._lock:
+            questions, self._questions = list(self._questions.values()), {}
+        for future in questions:
+            future.set_exception(EngineError(f"{self.name} is out of reach: {reason}"))
+
+
+class _Engine(_Line):
+    def __init__(self, backend: DaskBackend, info: EngineInfo) -> None:
+        super().__init__(backend, f"engine {info.id}")
+        self.info = info
+        self.reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+
+class DaskBackend:
+    """:class:`pxcompat.protocol.Backend` on Dask.
+
+    Parameters
+    ----------
+    info : dict
+        ``address`` and ``security`` of a scheduler, as a connection file has them;
+        ``adopt``: whether its workers may have to be made engines first.
+    """
+
+    name = "dask"
+    capabilities = Capabilities()
+
+    def __init__(self, info: Mapping[str, Any], client: Client | None = None) -> None:
+        self._info = info
+        self._client: Client = client
+        self._owns_client = client is None
+        self._session = uuid.uuid4().hex
+        self._engines: dict[str, _Engine] = {}
+        self._balanced = balanced.Submitter(self)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        self.adopted = bool(info.get("adopt"))
+        self.sink: EventSink
+
+    @classmethod
+    def around(cls, target: Any) -> DaskBackend:
+        """For a cluster given as ``distributed.Client`` or ``distributed.deploy.Cluster``."""
+        if isinstance(target, Client):
+            info = {"address": target.scheduler.address, "adopt": True}
+            return cls(info, client=target)
+        info = {
+            "address": target.scheduler_address,
+            "adopt": True,
+            "security_object": target.security,
+        }
+        return cls(info)
+
+    # -- connecting ------------------------------------------------------------------
+
+    def open(self, sink: EventSink, *, timeout: float = 5) -> None:
+        self.sink = sink
+        if self._owns_client:
+            self._client = self._connect(timeout)
+        try:
+            if self._info.get("adopt"):
+                self._stage("adopting its workers", self._adopt(), timeout + 30)
+            self._stage("opening the registry's channel", self._open(), timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def _security(self) -> Any:
+        given = self._info.get("security_object")
+        return given if given is not None else security_of(self._info.get("security") or {})
+
+    def _connect(self, timeout: float) -> Client:
+        address = self._info["address"]
+        try:
+            with dask.config.set({"distributed.comm.timeouts.connect": f"{timeout}s"}):
+                return Client(
+                    address,
+                    security=self._security(),
+                    timeout=timeout,
+                    set_as_default=False,
+                    name="pxcompat",
+                )
+        except (OSError, TimeoutError, asyncio.TimeoutError, ValueError, TypeError) as error:
+            reasons = _reasons(error)
+            hint = "is it running, and reachable from here?"
+            if "ssl" in reasons.lower() or "tls" in reasons.lower() or "certificate" in reasons:
+                hint = "are these its credentials? Its connection file has them."
+            raise ConnectError(
+                f"no answer from the Dask scheduler at {address} within {timeout:g} s "
+                f"(stage: connecting to the scheduler); {hint} ({reasons})"
+            ) from error
+
+    def _stage(self, stage: str, coroutine: Coroutine[Any, Any, Any], timeout: float) -> Any:
+        try:
+            return self._run(asyncio.wait_for(coroutine, timeout), timeout + 5)
+        except (OSError, TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError) as e:
+            raise ConnectError(
+                f"the Dask scheduler at {self._info['address']} does not answer "
+                f"(stage: {stage}; waited {timeout:g} s): {_reasons(e)}"
+            ) from e
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
+        """Run a coroutine on the client's loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self._client.loop.asyncio_loop  # type: ignore[no-any-return]
+
+    @property
+    def io_loop(self) -> Any:
+        """The loop of the thread that talks to the cluster; has ``add_callback``."""
+        return self._client.loop
+
+    def _background(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _adopt(self) -> None:
+        from .registry import Registry
+        from .service import EnginePlugin
+
+        try:
+            await self._client.register_plugin(Registry(), name="pxcompat")
+            await self._client.register_plugin(EnginePlugin(), name="pxcompat")
+        except ModuleNotFoundError as error:
+            raise BackendError(
+                f"the Dask cluster at {self._info['address']} cannot import {error.name}: install "
+                "pxcompat where its scheduler and workers run"
+            ) from error
+
+    async def _dial(self, address: str, op: str, role: str = "client") -> Any:
+        args = self._client.security.get_connection_args(role)
+        comm = await connect(address, deserialize=False, **args)
+        await comm.write({"op": op, "client": self._session, "reply": False})
+        return comm
+
+    async def _open(self) -> None:
+        self._registry = _Line(self, "the cluster's registry")
+        self._known: asyncio.Event = asyncio.Event()
+        comm = await self._dial(self._client.scheduler.address, "pxcompat_registry")
+        self._registry.channel = Channel(comm, self._hear_registry)
+        self._registry.task = self._background(self._listen_registry())
+        await self._known.wait()
+
+    async def _listen_registry(self) -> None:
+        channel = self._registry.channel
+        assert channel is not None
+        await channel.run()
+        self._registry.fail("its connection was lost")
+        if not self._closed:
+            # the engines' own last words come first
+            tasks = [e.task for e in self._engines.values() if e.task is not None]
+            if tasks:
+                await asyncio.wait(tasks, timeout=LAST_WORDS)
+            self.sink.disconnected(
+                f"the connection to the Dask scheduler at {self._info['address']} was lost"
+            )
+
+    def _hear_registry(self, message: Message) -> Any:
+        kind = message[0]
+        if kind == "answer":
+            self._registry.answer(message)
+        elif kind == "engines":
+            return self._meet_all([EngineInfo(**info) for info in message[1]])
+        elif kind == "up":
+            self._background(self._meet(EngineInfo(**message[1])))
+        elif kind == "down":
+            engine = self._engines.get(message[1])
+            if engine is not None and not engine.reason.done():
+                engine.reason.set_result(message[2])
+                if engine.channel is not None:
+                    self._background(self._bury(engine))
+        elif kind == "lost":
+            self._background(self._balanced.lost(*message[1:]))
+        return None
+
+    async def _meet_all(self, infos: Sequence[EngineInfo]) -> None:
+        await asyncio.gather(*(self._meet(info) for info in infos))
+        self._known.set()
+
+    async def _meet(self, info: EngineInfo) -> None:
+        """Open the channel to an engine, and report it when it is open."""
+        engine = self._engines[info.key] = _Engine(self, info)
+        try:
+            comm = await self._dial(info.address, "pxcompat_engine")
+        except OSError as error:
+            # it may have died meanwhile; then the registry says so
+            log.debug("no channel to %s: %s", engine.name, error)
+            del self._engines[info.key]
+            return
+        engine.channel = Channel(comm, lambda message: self._hear_engine(engine, message))
+        engine.task = self._background(self._listen(engine))
+        self.sink.engine_up(info)
+
+    async def _listen(self, engine: _Engine) -> None:
+        assert engine.channel is not None
+        await engine.channel.run()
+        engine.fail("its connection was lost")
+        if self._closed:
+            return
+        # why, the registry knows
+        done, _ = await asyncio.wait([engine.reason], timeout=LAST_WORDS)
+        reason = engine.reason.result() if done else "the connection to it was lost"
+        self._engines.pop(engine.info.key, None)
+        self.sink.engine_down(engine.info.key, reason)
+
+    async def _bury(self, engine: _Engine) -> None:
+        """Close the channel to an engine that is gone, after its last words."""
+        assert engine.task is not None and engine.channel is not None
+        await asyncio.wait([engine.task], timeout=LAST_WORDS)
+        engine.channel.close()
+
+    def _hear_engine(self, engine: _Engine, message: Message) -> None:
+        kind = message[0]
+        if kind == "reply":
+            reply = unpack_reply(message)
+            self._balanced.finished(reply.msg_id)
+            self.sink.reply(reply)
+        elif kind == "output":
+            self.sink.output(*unpack_output(message))
+        elif kind == "started":
+            self._balanced.started(message[1], engine.info.address)
+            self.sink.started(message[1], engine.info.key)
+        elif kind == "answer":
+            engine.answer(message)
+
+    # -- requests -----------------------------------------------------------------------
+
+    def send(self, key: str, requests: Sequence[Request]) -> None:
+        engine = self._engines.get(key)
+        try:
+            if engine is None or engine.channel is None:
+                raise ChannelClosed("no such engine")
+            for request in requests:
+                msg_id = request.msg_id
+                engine.channel.send(
+                    pack_request(request), lambda msg_id=msg_id: self.sink.sent(msg_id)
+                )
+        except ChannelClosed as error:
+            self.sink.engine_down(key, str(error))
+
+    def send_balanced(
+        self, requests: Sequence[Request], candidates: Sequence[str] | None
+    ) -> None:
+        self._balanced.submit(requests, candidates)
+
+    def cancel(self, key: str | None, msg_ids: Sequence[str]) -> Future[list[str]]:
+        if key is None:
+            return self._balanced.cancel(msg_ids)
+        cancelled: Future[list[str]] = Future()
+        answer = self.control(key, "cancel", {"msg_ids": list(msg_ids)})
+        answer.add_done_callback(lambda f: _forward(f, cancelled, lambda v: list(v["cancelled"])))
+        return cancelled
+
+    def signal(self, key: str, signum: int) -> Future[None]:
+        signum = int(signals.Signals(signum)) if signum else 0
+        done: Future[None] = Future()
+
+        def check(refusal: str) -> None:
+            if refusal:
+                raise EngineError(refusal)
+
+        answer = self.control(None, "signal", {"key": key, "signum": signum})
+        answer.add_done_callback(lambda f: _forward(f, done, check))
+        return done
+
+    def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
+        line: _Line | None = self._registry if key is None else self._engines.get(key)
+        if line is None:
+            refused: Future[Any] = Future()
+            refused.set_exception(EngineError(f"there is no engine {key}"))
+            return refused
+        answer = line.ask(op, args)
+        if op != "recall":
+            return answer
+        recalled: Future[Any] = Future()
+        answer.add_done_callback(
+            lambda f: _forward(f, recalled, lambda m: unpack_request(m) if m else None)
+        )
+        return recalled
+
+    def put(self, frames: Frames, keys: Sequence[str]) -> Handle:
+        holder = next((self._engines[key] for key in keys if key in self._engines), None)
+        if holder is None or holder.channel is None:
+            raise EngineError("none of the engines that a value was for is there any more")
+        nbytes = sum(memoryview(frame).nbytes for frame in frames)
+        blob = Blob(uuid.uuid4().hex, holder.info.address, nbytes)
+        channel = holder.channel
+        channel.send(("put", blob.id, Serialized({}, list(frames))))
+        weakref.finalize(blob, _drop, channel, blob.id).atexit = False
+        return blob
+
+    # -- the cluster --------------------------------------------------------------------
+
+    def start_engines(self, n: int) -> Future[list[str]]:
+        return self.control(None, "start_engines", {"n": n})
+
+    def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
+        return self.control(None, "stop_engines", {"keys": list(keys), "force": force})
+
+    def stop_cluster(self) -> Future[None]:
+        return self.control(None, "stop", {})
+
+    @property
+    def dashboard_link(self) -> str:
+        link = self._info.get("dashboard")
+        return str(link if link is not None else self._client.dashboard_link or "")
+
+    @property
+    def native(self) -> Client:
+        return self._client
+
+    def engines(self) -> list[EngineInfo]:
+        """The engines with an open channel."""
+        return [e.info for e in list(self._engines.values()) if e.channel is not None]
+
+    def close(self, *, timeout: float = 5) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._client is None:
+            return
+        if self._client.loop is not None and not self._loop.is_closed():
+            try:
+                self._run(self._hang_up(), timeout)
+            except (concurrent.futures.TimeoutError, RuntimeError) as error:
+                log.debug("closing without goodbye: %r", error)
+        if self._owns_client:
+            self._client.close(timeout=timeout)
+
+    async def _hang_up(self) -> None:
+        self._balanced.close()
+        channels = [e.channel for e in self._engines.values() if e.channel]
+        registry = getattr(self, "_registry", None)
+        if registry is not None and registry.channel is not None:
+            channels.append(registry.channel)
+        await asyncio.gather(*(channel.finish(1) for channel in channels))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)
+
+
+def _drop(channel: Channel, blob_id: str) -> None:
+    try:
+        channel.send(("drop", blob_id))
+    except (ChannelClosed, RuntimeError):
+        log.debug("the holder of a blob is gone, and the blob with it")
+
+
+def _forward(source: Future[Any], target: Future[Any], convert: Any) -> None:
+    try:
+        target.set_result(convert(source.result()))
+    except Exception as error:
+        target.set_exception(error)
+
+
+def _reasons(error: BaseException | None) -> str:
+    """An error and what caused it, on one line."""
+    texts = []
+    while error is not None and len(texts) < 4:
+        text = f"{type(error).__name__}: {error}".strip().rstrip(":")
+        if text not in texts:
+            texts.append(text)
+        error = error.__cause__ or error.__context__
+    return "; ".join(texts)

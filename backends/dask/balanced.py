@@ -1,0 +1,210 @@
+"""Calls that Dask's scheduler places: each is a Dask task that its engine answers itself.
+
+The task carries the request to whichever engine the scheduler chooses.  Output and reply
+go straight from there to the client, over the engine's channel; the task's own result is
+None.  A task that Dask gives up, because its worker died, is lost when the call had
+started, and is placed again when it had not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from distributed import Future as DaskFuture
+from distributed import get_worker
+from distributed.protocol.serialize import Serialized
+
+from pxcompat.protocol import Reply, Request
+
+from .wire import Blob, Message, pack_request, unpack_request
+
+if TYPE_CHECKING:
+    from .backend import DaskBackend
+
+__all__ = ["Submitter", "run"]
+
+#: requests with more bytes than this leave their arguments with an engine, not the scheduler
+LARGE = 1 << 20
+
+
+def run(message: Message) -> None:
+    """The Dask task: run a request on this worker's engine."""
+    worker = get_worker()
+    service = worker.extensions["pxcompat"]
+    request = unpack_request(_revive(message))
+    if isinstance(request.arguments, Blob):
+        loop = worker.loop.asyncio_loop
+        asyncio.run_coroutine_threadsafe(service.resolve(request), loop).result()
+    service.engine.run_now(request, service.peer(request.header["client"]))
+
+
+def _plain(message: Message) -> Message:
+    """The message with its frames as bytes, for Dask to pickle."""
+    return tuple(
+        ("frames", [bytes(frame) for frame in item.frames]) if isinstance(item, Serialized) else item
+        for item in message
+    )
+
+
+def _revive(message: Message) -> Message:
+    return tuple(
+        Serialized({}, [bytearray(frame) for frame in item[1]])
+        if isinstance(item, tuple) and len(item) == 2 and item[0] == "frames"
+        else item
+        for item in message
+    )
+
+
+class Submitter:
+    """The client's side of balanced calls."""
+
+    def __init__(self, backend: DaskBackend) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._futures: dict[str, DaskFuture] = {}
+        self._requests: dict[str, tuple[Request, Sequence[str] | None]] = {}
+        self._started: dict[str, str] = {}
+
+    def submit(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
+        """Give requests to Dask's scheduler."""
+        backend = self._backend
+        client = backend.native
+        messages, keys = [], []
+        for request in requests:
+            request.header["balanced"] = True
+            if _size(request) > LARGE and not isinstance(request.arguments, Blob):
+                where = candidates or [info.key for info in backend.engines()]
+                request.arguments = backend.put(request.arguments, where)  # type: ignore[arg-type]
+            messages.append(_plain(pack_request(request)))
+            keys.append(f"{request.name.replace('-', '_')}-{request.msg_id}")
+        addresses = None
+        if candidates is not None or backend.adopted:
+            wanted = None if candidates is None else set(candidates)
+            addresses = [
+                info.address for info in backend.engines() if wanted is None or info.key in wanted
+            ]
+        futures = client.map(
+            run,
+            messages,
+            key=keys,
+            pure=False,
+            workers=addresses,
+            allow_other_workers=False,
+            **({"executor": "pxcompat"} if backend.adopted else {}),
+        )
+        with self._lock:
+            for request, future in zip(requests, futures):
+                self._futures[request.msg_id] = future
+                self._requests[request.msg_id] = (request, candidates)
+        for request in requests:
+            backend.sink.sent(request.msg_id)
+
+    def started(self, msg_id: str, address: str) -> None:
+        with self._lock:
+            if msg_id in self._futures:
+                self._started[msg_id] = address
+
+    def finished(self, msg_id: str) -> None:
+        """Let go of a task whose request has its reply."""
+        with self._lock:
+            future = self._futures.pop(msg_id, None)
+            self._requests.pop(msg_id, None)
+            self._started.pop(msg_id, None)
+        del future  # its last reference: Dask forgets the task
+
+    async def lost(self, msg_id: str, address: str, reason: str) -> None:
+        """Dask gave a task up; on the loop."""
+        backend = self._backend
+        # what its worker still said comes first
+        for engine in list(backend._engines.values()):
+            if engine.info.address == address and engine.task is not None:
+                await asyncio.wait([engine.task], timeout=2)
+        with self._lock:
+            request, candidates = self._requests.get(msg_id, (None, None))
+            started = msg_id in self._started
+        if request is None or started:
+            return  # answered, or its engine's end says it all
+        died = "KilledWorker" in reason
+        if died:
+            self.finished(msg_id)
+            if candidates is not None:
+                alive = {info.key for info in backend.engines()}
+                candidates = [key for key in candidates if key in alive]
+            if candidates is None or candidates:
+                await asyncio.get_running_loop().run_in_executor(
+                    None, self.submit, [request], candidates
+                )
+                return
+            reason = "every engine that it was for is gone"
+        self.finished(msg_id)
+        content = {
+            "ename": "EngineError",
+            "evalue": f"Dask could not run this call: {reason}",
+            "traceback": [],
+            "engine_info": {},
+        }
+        backend.sink.reply(Reply(msg_id, "error", None, content=content))
+
+    def cancel(self, msg_ids: Sequence[str]) -> Future[list[str]]:
+        """Keep balanced requests from running: every engine is told to refuse them."""
+        backend = self._backend
+        cancelled: Future[list[str]] = Future()
+        keys = [info.key for info in backend.engines()]
+        answers = [backend.control(key, "cancel", {"msg_ids": list(msg_ids)}) for key in keys]
+        waiting = len(answers)
+        lock = threading.Lock()
+
+        def collect(_: Future[Any]) -> None:
+            nonlocal waiting
+            with lock:
+                waiting -= 1
+                if waiting:
+                    return
+            late: set[str] = set()
+            by_engines: set[str] = set()
+            for answer in answers:
+                if answer.exception() is None:  # an engine that is gone runs nothing
+                    result = answer.result()
+                    late.update(result["running"], result["done"])
+                    by_engines.update(result["cancelled"])
+            prevented = [m for m in msg_ids if m not in late]
+            for msg_id in prevented:
+                with self._lock:
+                    future = self._futures.get(msg_id)
+                if future is not None:
+                    self._cancel_task(future)
+                self.finished(msg_id)
+                if msg_id not in by_engines:
+                    backend.sink.reply(Reply(msg_id, "aborted"))
+            cancelled.set_result(prevented)
+
+        if not answers:
+            waiting = 1
+            collect(cancelled)
+        for answer in answers:
+            answer.add_done_callback(collect)
+        return cancelled
+
+    def _cancel_task(self, future: DaskFuture) -> None:
+        loop = self._backend._loop
+        loop.call_soon_threadsafe(
+            lambda: self._backend._background(
+                self._backend.native._cancel([future], reason="pxcompat", msg=None, force=False)
+            )
+        )
+
+    def close(self) -> None:
+        """Let go of every task."""
+        with self._lock:
+            self._futures.clear()
+            self._requests.clear()
+            self._started.clear()
+
+
+def _size(request: Request) -> int:
+    frames = request.arguments
+    return sum(memoryview(f).nbytes for f in frames) if isinstance(frames, list) else 0

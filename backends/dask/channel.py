@@ -1,0 +1,140 @@
+"""An ordered, two-way stream of messages over one Dask comm."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from distributed.comm import Comm, CommClosedError
+from distributed.comm.inproc import InProc
+from distributed.protocol.serialize import Serialized
+
+from .wire import Message
+
+__all__ = ["Channel", "ChannelClosed"]
+
+log = logging.getLogger("pxcompat.dask")
+
+
+class ChannelClosed(ConnectionError):
+    """The other side is gone."""
+
+
+class Channel:
+    """Messages to and from the other side of a comm.
+
+    Lives on one event loop; only :meth:`send` may be called from any thread.  What is
+    sent while a write is under way goes out together with the next.
+
+    Parameters
+    ----------
+    comm : distributed.comm.Comm
+    on_message : callable
+        Called on the loop with each message, in order.  When it returns an awaitable,
+        the next message waits for it.
+    """
+
+    def __init__(self, comm: Comm, on_message: Callable[[Message], Any]) -> None:
+        self._comm = comm
+        self._on_message = on_message
+        self._loop = asyncio.get_running_loop()
+        self._outgoing: deque[tuple[Message, Callable[[], None] | None]] = deque()
+        self._wake = asyncio.Event()
+        self._scheduled = False
+        self.closed = asyncio.Event()
+        # frames are not for Dask to look into, nor worth a thread to pass them on
+        comm.deserialize = False
+        comm.allow_offload = False
+        self._shares_memory = isinstance(comm, InProc)
+
+    def send(self, message: Message, on_sent: Callable[[], None] | None = None) -> None:
+        """Send a message.  Thread-safe, returns at once.
+
+        Parameters
+        ----------
+        on_sent : callable, optional
+            Called on the loop when the message's buffers have left.
+
+        Raises
+        ------
+        ChannelClosed
+            When it is known that nobody is there to receive it.
+        """
+        if self.closed.is_set():
+            raise ChannelClosed(f"the connection to {self._comm.peer_address} is closed")
+        self._outgoing.append((message, on_sent))
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def run(self) -> None:
+        """Read and write until either side closes."""
+        writer = asyncio.create_task(self._write())
+        try:
+            while True:
+                for message in await self._comm.read():
+                    answer = self._on_message(message)
+                    if answer is not None:
+                        await answer
+        except (CommClosedError, OSError):
+            return
+        finally:
+            writer.cancel()
+            self.closed.set()
+            self._comm.abort()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                self._scheduled = False
+                batch = []
+                sent = []
+                while self._outgoing:
+                    message, on_sent = self._outgoing.popleft()
+                    batch.append(_without_sharing(message) if self._shares_memory else message)
+                    if on_sent is not None:
+                        sent.append(on_sent)
+                if not batch:
+                    continue
+                await self._comm.write(batch, on_error="raise")
+                await self._flushed()
+                for on_sent in sent:
+                    on_sent()
+        except (CommClosedError, OSError):
+            self._comm.abort()  # the reader notices, and tells
+
+    async def _flushed(self) -> None:
+        """Wait until the operating system has taken all that was written."""
+        stream = getattr(self._comm, "stream", None)
+        if stream is not None and stream.writing():
+            await stream.write(b"")
+
+    def close(self) -> None:
+        """Close at once; on the loop."""
+        self._comm.abort()
+
+    async def finish(self, timeout: float) -> None:
+        """Write what is waiting, then close; on the loop."""
+        written = asyncio.Event()
+        try:
+            self.send(("bye",), written.set)
+            await asyncio.wait_for(written.wait(), timeout)
+        except (ChannelClosed, asyncio.TimeoutError):
+            log.debug("closed a channel to %s with unsent messages", self._comm.peer_address)
+        self._comm.abort()
+
+
+def _without_sharing(message: Any) -> Any:
+    """The message, with frames copied: in one process both sides would see one memory."""
+    if isinstance(message, Serialized):
+        return Serialized(dict(message.header), [bytearray(frame) for frame in message.frames])
+    if isinstance(message, tuple):
+        return tuple(_without_sharing(item) for item in message)
+    if isinstance(message, dict):
+        return {key: _without_sharing(item) for key, item in message.items()}
+    return message

@@ -1,0 +1,426 @@
+"""The controller's process: a supervisor that forks, feeds and reaps.
+
+::
+
+    owner (Client, Cluster, pxcluster)
+      │  stdin: one JSON line, the order; then held open.  Its end is the owner's end.
+      │  stdout: one JSON line, where the cluster is
+      ▼
+    supervisor ── fork ── scheduler    (a socket pair between the two)
+               └─ fork ── engine, engine, ...
+
+The supervisor imports what scheduler and engines need, once, and stays single-threaded, so
+that forking it is safe and quick.  Every child is killed by the kernel when it dies
+(Linux), and ends by itself when its cluster is gone (everywhere).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import gc
+import json
+import logging
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from .process import EngineSpec, run_engine, security_of
+
+__all__ = ["main"]
+
+log = logging.getLogger("pxcompat.dask")
+
+#: seconds for children to end by themselves, before they are killed
+GRACE = 3
+
+
+class Lines:
+    """JSON lines over a socket, received without blocking."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._rest = b""
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.sock.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """The messages that have arrived; None when the other side is gone."""
+        try:
+            data = self.sock.recv(1 << 16)
+        except (ConnectionError, OSError):
+            return None
+        if not data:
+            return None
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+# -- children -----------------------------------------------------------------------
+
+
+def _die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies, where it can (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _fork(run: Callable[[], None], log_path: str, keep: tuple[int, ...] = ()) -> int:
+    """Fork a child that runs a function and ends; its pid."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        _die_with_parent(parent)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        null = os.open(os.devnull, os.O_RDONLY)
+        out = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        for fd, target in ((null, 0), (out, 1), (out, 2)):
+            os.dup2(fd, target)
+        low = 3
+        for fd in sorted(keep):
+            os.closerange(low, fd)
+            low = fd + 1
+        os.closerange(low, 1024)
+        run()
+        code = 0
+    except SystemExit as exit:
+        code = exit.code if isinstance(exit.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # the supervisor's frames below must not run; what the child registered must
+        with contextlib.suppress(BaseException):
+            threading._shutdown()  # type: ignore[attr-defined]
+        with contextlib.suppress(BaseException):
+            atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
+
+
+class _Link:
+    """The scheduler's end of the socket pair: a :class:`registry.Supervisor`."""
+
+    def __init__(self, lines: Lines, end: asyncio.Event) -> None:
+        self._lines = lines
+        self._end = end
+        self._pids: dict[int, str] = {}
+        self._reasons: dict[str, str] = {}
+        self._arrived = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
+        asyncio.get_running_loop().add_reader(lines.sock.fileno(), self._receive)
+
+    def _receive(self) -> None:
+        messages = self._lines.receive()
+        if messages is None:
+            asyncio.get_running_loop().remove_reader(self._lines.sock.fileno())
+            self._end.set()
+            return
+        for message in messages:
+            task = asyncio.ensure_future(self._handle(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, message: dict[str, Any]) -> None:
+        async with self._arrived:
+            if "started" in message:
+                self._pids[message["pid"]] = message["started"]
+            elif "exited" in message:
+                self._reasons[message["exited"]] = message["reason"]
+            elif "stop" in message:
+                self._end.set()
+            self._arrived.notify_all()
+
+    async def start_engines(self, n: int) -> list[str]:
+        keys = [uuid.uuid4().hex for _ in range(n)]
+        self._lines.send({"start": keys})
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: set(keys) <= set(self._pids.values()))
+        return keys
+
+    def owns(self, pid: int) -> bool:
+        return pid in self._pids
+
+    def kill(self, pid: int, signum: int) -> None:
+        self._lines.send({"kill": pid, "signum": signum})
+
+    async def reason(self, key: str, timeout: float) -> str | None:
+        async with self._arrived:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(
+                    self._arrived.wait_for(lambda: key in self._reasons), timeout
+                )
+        return self._reasons.pop(key, None)
+
+    def stop(self) -> None:
+        self._lines.send({"stop": True})
+
+
+def _run_scheduler(sock: socket.socket, order: dict[str, Any], directory: str) -> None:
+    asyncio.run(_scheduler(Lines(sock), order))
+
+
+async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
+    import warnings
+
+    import dask
+    from distributed import Scheduler
+    from distributed.security import Security
+
+    from .registry import Registry
+
+    options = order["options"]
+    # a slot per engine: what is not running stays with the scheduler, which can still
+    # give it to any engine, or drop it
+    dask.config.set({"distributed.scheduler.worker-saturation": 1.0})
+    end = asyncio.Event()
+    pems: dict[str, str] = {}
+    if options.get("tls", True):
+        temporary = Security.temporary()
+        pems = {
+            "tls_ca": temporary.tls_ca_file,
+            "tls_cert": temporary.tls_client_cert,
+            "tls_key": temporary.tls_client_key,
+        }
+    host = order["host"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the dashboard's usual port is taken
+        scheduler = Scheduler(
+            host=host,
+            port=options.get("port", 0),
+            protocol="tls" if pems else "tcp",
+            security=security_of(pems),
+            dashboard_address=options.get("dashboard_address") or f"{host}:8787",
+            dashboard=False,
+            allowed_failures=0,
+        )
+        await scheduler
+    registry = Registry()
+    registry.supervisor = _Link(lines, end)
+    scheduler.add_plugin(registry)
+    await registry.start(scheduler)
+    dashboard = f"http://{host}:{scheduler.http_server.port}/status"
+    info = {
+        "backend": "dask",
+        "address": scheduler.address,
+        "dashboard": dashboard,
+        "security": pems,
+        "scheduler_pid": os.getpid(),
+    }
+    lines.send({"info": info})
+    serving = asyncio.ensure_future(_serve_dashboard(scheduler, registry, order["n"]))
+    await end.wait()
+    serving.cancel()
+    await scheduler.close(reason="cluster stopped")
+
+
+async def _serve_dashboard(scheduler: Any, registry: Any, n: int) -> None:
+    """Load the dashboard when the engines are up: it takes longer than they do."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        async with registry.changed:
+            await asyncio.wait_for(
+                registry.changed.wait_for(lambda: len(registry.engines) >= n), 30
+            )
+    try:
+        import distributed.dashboard.scheduler
+    except ImportError as error:
+        log.warning("no dashboard: %s", error)
+        return
+    distributed.dashboard.scheduler.connect(
+        scheduler.http_application, scheduler.http_server, scheduler, prefix="/"
+    )
+
+
+# -- the supervisor -------------------------------------------------------------------
+
+
+class _Supervisor:
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.order = order
+        self.directory = tempfile.mkdtemp(prefix="pxcompat-")
+        self.logs = order.get("log_dir") or self.directory
+        os.makedirs(self.logs, mode=0o700, exist_ok=True)
+        self.info: dict[str, Any] = {}
+        self.scheduler = 0
+        self.engines: dict[int, str] = {}
+        self.lines: Lines
+        self.ending = False
+
+    def run(self) -> None:
+        try:
+            self._start_scheduler()
+            self._start_engines([uuid.uuid4().hex for _ in range(self.order["n"])])
+            _say({"info": {**self.info, "pid": os.getpid(), "logs": self.logs}})
+            self._watch()
+        finally:
+            self._end_children()
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _log_path(self, name: str) -> str:
+        return os.path.join(self.logs, f"{name}.log")
+
+    def _start_scheduler(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.lines = Lines(ours)
+        self.scheduler = _fork(
+            lambda: _run_scheduler(theirs, self.order, self.directory),
+            self._log_path("scheduler"),
+            keep=(theirs.fileno(),),
+        )
+        theirs.close()
+        for message in self.lines.receive() or []:
+            self.info = message["info"]
+        if not self.info:
+            raise RuntimeError("the scheduler ended before it was ready")
+
+    def _start_engines(self, keys: list[str]) -> None:
+        for key in keys:
+            spec = EngineSpec(
+                key,
+                self.info["address"],
+                self.order["host"],
+                self.info["security"],
+                self.directory,
+                self.order["options"].get("engine", {}),
+            )
+            pid = _fork(lambda spec=spec: run_engine(spec), self._log_path(f"engine-{key[:8]}"))
+            self.engines[pid] = key
+            self._tell({"started": key, "pid": pid})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        try:
+            self.lines.send(message)
+        except OSError:
+            self.ending = True  # the scheduler is gone, and with it the cluster
+
+    def _watch(self) -> None:
+        """Until the owner, the scheduler, or somebody's word ends the cluster."""
+        wake, end = os.pipe()
+        os.set_blocking(end, False)
+        signal.set_wakeup_fd(end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self._end())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._reap()
+        while not self.ending:
+            ready, _, _ = select.select([0, self.lines.sock, wake], [], [])
+            if wake in ready:
+                os.read(wake, 4096)
+            self._reap()
+            if self.lines.sock in ready:
+                self._obey(self.lines.receive())
+            if 0 in ready and not os.read(0, 4096):
+                self._end()
+
+    def _end(self) -> None:
+        self.ending = True
+
+    def _obey(self, messages: list[dict[str, Any]] | None) -> None:
+        if messages is None:
+            self.ending = True
+            return
+        for message in messages:
+            if "start" in message:
+                self._start_engines(message["start"])
+            elif "kill" in message:
+                # only a child not yet reaped: its pid cannot be somebody else's
+                if message["kill"] in self.engines:
+                    os.kill(message["kill"], message["signum"])
+            elif "stop" in message:
+                self.ending = True
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if pid == self.scheduler:
+                self.scheduler = 0
+                self.ending = True
+            elif pid in self.engines:
+                self._tell({"exited": self.engines.pop(pid), "reason": _how(status)})
+
+    def _end_children(self) -> None:
+        if self.scheduler:
+            with contextlib.suppress(OSError):
+                self.lines.send({"stop": True})
+        deadline = time.monotonic() + GRACE
+        while (self.scheduler or self.engines) and time.monotonic() < deadline:
+            self._reap()
+            time.sleep(0.01)
+        for pid in [*self.engines, *([self.scheduler] if self.scheduler else [])]:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        return f"its process was killed by signal {-code} ({signal.Signals(-code).name})"
+    return "it was shut down" if code == 0 else f"its process exited with status {code}"
+
+
+def _say(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Run the controller that stdin orders."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)  # unbuffered: the rest of stdin is for select
+        if not byte:
+            return
+        line += byte
+    order = json.loads(line)
+    os.environ.update(order["env"])
+    if order["cwd"]:
+        os.chdir(order["cwd"])
+    sys.path[:0] = [entry for entry in order["path"] if entry not in sys.path]
+    try:
+        import distributed.scheduler
+        import distributed.worker  # noqa: F401
+        import IPython.core.interactiveshell  # noqa: F401
+
+        import pxcompat.engine.runtime  # noqa: F401
+
+        from . import registry, service  # noqa: F401
+
+        # what is here is shared by every child; collecting it would copy it
+        gc.collect()
+        gc.freeze()
+        _Supervisor(order).run()
+    except BaseException as error:
+        traceback.print_exc()
+        _say({"error": f"{type(error).__name__}: {error}"})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""An engine's process: user code on the main thread, the Dask worker on a thread beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["EngineSpec", "run_engine", "security_of"]
+
+log = logging.getLogger("pxcompat.dask")
+
+#: seconds for running code to end after the cluster has gone, before it is ended
+GRACE = 3
+
+
+@dataclass
+class EngineSpec:
+    """What an engine's process needs to know."""
+
+    key: str
+    scheduler: str
+    host: str
+    security: dict[str, str]
+    local_directory: str
+    options: dict[str, Any]
+
+
+def security_of(pems: dict[str, str]) -> Any:
+    """Dask's Security for one set of credentials, used in every role."""
+    from distributed.security import Security
+
+    if not pems:
+        return Security()
+    roles = {}
+    for role in ("client", "scheduler", "worker"):
+        roles[f"tls_{role}_cert"] = pems["tls_cert"]
+        roles[f"tls_{role}_key"] = pems["tls_key"]
+    return Security(tls_ca_file=pems["tls_ca"], require_encryption=True, **roles)
+
+
+def run_engine(spec: EngineSpec) -> None:
+    """Run an engine until it is stopped or its cluster is gone."""
+    import dask
+
+    from pxcompat import alias
+    from pxcompat.engine.runtime import Engine
+
+    # notebooks written for ipyparallel import it on engines too
+    alias.enable()
+    # nobody looks at the worker's profile; it costs a thread that wakes 100 times a second
+    dask.config.set({"distributed.worker.profile.enabled": False})
+    engine = Engine(spec.key, own_process=True, **spec.options)
+    thread = threading.Thread(
+        target=lambda: asyncio.run(_run_worker(spec, engine)), name="pxcompat-worker"
+    )
+    thread.start()
+    try:
+        engine.run()
+    finally:
+        _stopping.set()
+        thread.join()
+
+
+#: set when the engine's loop has ended and the worker should follow
+_stopping = threading.Event()
+
+
+async def _run_worker(spec: EngineSpec, engine: Any) -> None:
+    from distributed import Worker
+
+    from .service import EngineThreadPoolExecutor, Service
+
+    try:
+        worker = Worker(
+            spec.scheduler,
+            nthreads=1,
+            name=f"engine-{spec.key[:8]}",
+            host=spec.host,
+            security=security_of(spec.security),
+            executor={"default": EngineThreadPoolExecutor(engine)},
+            # engines keep what they are given: no pausing, spilling or killing over memory
+            memory_limit=0,
+            local_directory=spec.local_directory,
+            dashboard_address=f"{spec.host}:0",
+            dashboard=False,
+            death_timeout=30,
+        )
+        await worker
+        service = Service(worker, engine)
+        await service.start()
+    except BaseException:
+        log.exception("the engine could not join its cluster at %s", spec.scheduler)
+        _end_soon(engine)
+        return
+    finished = asyncio.ensure_future(worker.finished())
+    stopping = asyncio.ensure_future(_wait_stopping())
+    await asyncio.wait([finished, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if finished.done():
+        stopping.cancel()
+        _end_soon(engine)
+    else:
+        await service.close()
+        await worker.close(executor_wait=False, nanny=False, reason="engine-stopped")
+
+
+async def _wait_stopping() -> None:
+    while not _stopping.is_set():
+        await asyncio.sleep(0.05)
+
+
+def _end_soon(engine: Any) -> None:
+    """The cluster is gone: end, also when user code is running and does not."""
+
+    def insist() -> None:
+        if not _stopping.wait(GRACE):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    engine.stop()
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=insist, daemon=True).start()

@@ -1,0 +1,210 @@
+"""The scheduler's part: which engines there are, under which ids, and what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from distributed import Scheduler, SchedulerPlugin
+from distributed.comm import Comm
+
+from pxcompat.protocol import EngineInfo
+
+from .channel import Channel, ChannelClosed
+from .wire import Message
+
+__all__ = ["Registry", "Supervisor"]
+
+log = logging.getLogger("pxcompat.dask")
+
+#: seconds to wait for the supervisor to say how an engine's process ended
+REASON_TIMEOUT = 0.5
+
+
+class Supervisor(Protocol):
+    """What started the engines of this host, and can end them."""
+
+    async def start_engines(self, n: int) -> list[str]: ...
+
+    def owns(self, pid: int) -> bool: ...
+
+    def kill(self, pid: int, signum: int) -> None: ...
+
+    async def reason(self, key: str, timeout: float) -> str | None: ...
+
+    def stop(self) -> None: ...
+
+
+class Registry(SchedulerPlugin):
+    """Knows every engine, gives it its id, and tells every client.
+
+    Ids rise and are never given twice.
+    """
+
+    name = "pxcompat"
+    idempotent = True
+
+    def __init__(self) -> None:
+        self.supervisor: Supervisor | None = None
+
+    async def start(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.engines: dict[str, EngineInfo] = {}
+        self._ids = itertools.count()
+        self._channels: dict[Channel, str] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self.changed = asyncio.Condition()
+        scheduler.handlers["pxcompat_registry"] = self.serve
+        scheduler.handlers["pxcompat_register"] = self.register
+
+    # -- engines -----------------------------------------------------------------
+
+    async def register(
+        self, key: str, pid: int, host: str, own_process: bool, address: str
+    ) -> int:
+        """An engine introduces itself; the answer is its id."""
+        info = EngineInfo(key, next(self._ids), pid, host, address, own_process)
+        self.engines[key] = info
+        self._tell_all(("up", asdict(info)))
+        async with self.changed:
+            self.changed.notify_all()
+        return info.id
+
+    def remove_worker(
+        self, scheduler: Scheduler, worker: str, *, stimulus_id: str = "", **kwargs: Any
+    ) -> None:
+        for info in list(self.engines.values()):
+            if info.address == worker:
+                del self.engines[info.key]
+                task = asyncio.ensure_future(self._say_why(info))
+                self._leaving.add(task)
+                task.add_done_callback(self._leaving.discard)
+
+    async def _say_why(self, info: EngineInfo) -> None:
+        reason = None
+        if self.supervisor is not None and self.supervisor.owns(info.pid):
+            reason = await self.supervisor.reason(info.key, REASON_TIMEOUT)
+        self._tell_all(("down", info.key, reason or "its connection to the scheduler was lost"))
+
+    def transition(
+        self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Calls never fail as Dask tasks; when one does, it is the machinery that failed.
+        if finish != "erred" or not isinstance(key, str) or not key.startswith("px:"):
+            return
+        ts = self.scheduler.tasks[key]
+        msg_id = key.rpartition("-")[2]
+        worker = kwargs.get("worker") or ts.erred_on and next(iter(ts.erred_on)) or ""
+        client = msg_id.rpartition("_")[0]
+        self._tell(client, ("lost", msg_id, worker, str(ts.exception_text or "")))
+
+    # -- clients -----------------------------------------------------------------
+
+    async def serve(self, comm: Comm, client: str) -> None:
+        """A client's channel, for as long as it lasts."""
+        channel = Channel(comm, lambda message: self._receive(message, channel))
+        self._channels[channel] = client
+        channel.send(("engines", [asdict(info) for info in self.engines.values()]))
+        try:
+            await channel.run()
+        finally:
+            del self._channels[channel]
+
+    def _tell_all(self, message: Message) -> None:
+        for channel in list(self._channels):
+            self._send(channel, message)
+
+    def _tell(self, client: str, message: Message) -> None:
+        for channel, name in list(self._channels.items()):
+            if name == client:
+                self._send(channel, message)
+
+    @staticmethod
+    def _send(channel: Channel, message: Message) -> None:
+        try:
+            channel.send(message)
+        except ChannelClosed:
+            log.debug("a client left before it was told %s", message[0])
+
+    def _receive(self, message: Message, channel: Channel) -> Any:
+        if message[0] == "ask":
+            # not awaited by the channel: the next question may be what ends this one
+            task = asyncio.ensure_future(self._answer(channel, *message[1:]))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+        return None
+
+    async def _answer(
+        self, channel: Channel, call_id: int, question: str, args: dict[str, Any]
+    ) -> None:
+        answers = {
+            "unassigned": self.unassigned,
+            "signal": self.signal,
+            "start_engines": self.start_engines,
+            "stop_engines": self.stop_engines,
+            "stop": self.stop,
+        }
+        try:
+            value = await answers[question](**args)
+        except Exception as error:
+            log.exception("a client's question %r failed", question)
+            self._send(channel, ("answer", call_id, False, f"{type(error).__name__}: {error}"))
+        else:
+            self._send(channel, ("answer", call_id, True, value))
+
+    # -- answers -------------------------------------------------------------------
+
+    async def unassigned(self) -> list[str]:
+        """Ids of balanced requests that are on no engine yet."""
+        waiting = ("queued", "no-worker", "waiting", "released")
+        return [
+            key.rpartition("-")[2]
+            for key, ts in self.scheduler.tasks.items()
+            if isinstance(key, str) and key.startswith("px:") and ts.state in waiting
+        ]
+
+    def _engine(self, key: str) -> EngineInfo:
+        try:
+            return self.engines[key]
+        except KeyError:
+            raise LookupError(f"there is no engine {key}") from None
+
+    async def signal(self, key: str, signum: int) -> str:
+        """Send a signal to an engine; "" or why it cannot be done."""
+        info = self._engine(key)
+        if self.supervisor is not None and self.supervisor.owns(info.pid):
+            # by its parent: that works even when the engine holds its interpreter lock
+            self.supervisor.kill(info.pid, signum)
+            return ""
+        return str(await self.scheduler.rpc(info.address).pxcompat_signal(signum=signum))
+
+    def _own_supervisor(self) -> Supervisor:
+        if self.supervisor is None:
+            raise RuntimeError(
+                "this Dask cluster was not started by pxcompat; scale it with the tool that "
+                "started it"
+            )
+        return self.supervisor
+
+    async def start_engines(self, n: int) -> list[str]:
+        """Start engines beside those that are there; their keys."""
+        return await self._own_supervisor().start_engines(n)
+
+    async def stop_engines(self, keys: list[str], force: bool) -> None:
+        """Stop engines, after what they have queued or at once; return when they are gone."""
+        for key in keys:
+            info = self._engine(key)
+            owned = self.supervisor is not None and self.supervisor.owns(info.pid)
+            if force and owned:
+                self.supervisor.kill(info.pid, 9)  # type: ignore[union-attr]
+            elif info.own_process:
+                await self.scheduler.rpc(info.address).pxcompat_stop()
+            else:
+                await self.scheduler.retire_workers(workers=[info.address])
+
+    async def stop(self) -> None:
+        """Stop the whole cluster."""
+        self._own_supervisor().stop()

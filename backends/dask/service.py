@@ -1,0 +1,325 @@
+"""An engine inside a Dask worker: its channels to clients, and its blobs for other engines."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import signal
+import threading
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from distributed import Worker, WorkerPlugin
+from distributed.comm import Comm, connect
+from distributed.protocol.serialize import Serialized
+
+from pxcompat.engine.runtime import Engine
+from pxcompat.protocol import Frames, OutputEvent, Reply, Request
+
+from .channel import Channel, ChannelClosed
+from .wire import (
+    Blob,
+    Message,
+    pack_output,
+    pack_reply,
+    pack_request,
+    unpack_request,
+)
+
+__all__ = ["EnginePlugin", "EngineThreadPoolExecutor", "Service"]
+
+#: messages kept for a client whose balanced call is here before its channel is
+BACKLOG = 10_000
+#: seconds for an engine to fetch a blob from another
+FETCH_TIMEOUT = 300
+
+
+class EngineThreadPoolExecutor(concurrent.futures.Executor):
+    """Runs a Dask worker's tasks on the engine's thread.
+
+    Dask gives its context (``get_worker()``) only to executors with "ThreadPoolExecutor" in
+    the name of their type.
+    """
+
+    _max_workers = 1
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def submit(  # type: ignore[override]
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = fn(*args, **kwargs)
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+
+        self._engine.call(run)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Nothing to shut down: the engine outlives the executor."""
+
+
+class _Peer:
+    """A client as the engine sees it: the Origin of its requests."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._channel: Channel | None = None
+        self._backlog: deque[Message] = deque(maxlen=BACKLOG)
+
+    def connect(self, channel: Channel) -> None:
+        with self._lock:
+            self._channel = channel
+            while self._backlog:
+                channel.send(self._backlog.popleft())
+
+    def tell(self, message: Message, on_sent: Callable[[], None] | None = None) -> bool:
+        with self._lock:
+            if self._channel is None:
+                self._backlog.append(message)
+                return False
+            try:
+                self._channel.send(message, on_sent)
+            except ChannelClosed:
+                return False  # nobody waits any more; the record stays for who asks
+            return True
+
+    def started(self, msg_id: str) -> None:
+        # On its way before the call starts, so that a call that ends the process is
+        # known to have started, and is not run again elsewhere.
+        written = threading.Event()
+        if self.tell(("started", msg_id), written.set):
+            written.wait(1)
+
+    def output(self, msg_id: str, event: OutputEvent) -> None:
+        self.tell(pack_output(msg_id, event))
+
+    def reply(self, reply: Reply) -> None:
+        self.tell(pack_reply(reply))
+
+
+class Service:
+    """The engine of a worker, offered to clients.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+        Running on the current event loop.
+    engine : Engine
+        Running on a thread of its own, or on the main thread.
+    """
+
+    def __init__(self, worker: Worker, engine: Engine) -> None:
+        self.worker = worker
+        self.engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._peers: OrderedDict[str, _Peer] = OrderedDict()
+        self._channels: set[Channel] = set()
+        self._blobs: dict[str, Frames] = {}
+        self._arrivals: dict[str, asyncio.Event] = {}
+
+    async def start(self) -> None:
+        """Offer the engine, and register it with the scheduler."""
+        self.worker.extensions["pxcompat"] = self
+        self.worker.handlers["pxcompat_engine"] = self.serve
+        self.worker.handlers["pxcompat_blob"] = self.get_blob
+        self.worker.handlers["pxcompat_signal"] = self.signal
+        self.worker.handlers["pxcompat_stop"] = self.stop
+        self.engine.id = await self.worker.scheduler.pxcompat_register(
+            address=self.worker.address, **self.engine.describe()
+        )
+
+    async def close(self) -> None:
+        """Say what is left to say and withdraw the offer."""
+        for name in ("engine", "blob", "signal", "stop"):
+            self.worker.handlers.pop(f"pxcompat_{name}", None)
+        self.worker.extensions.pop("pxcompat", None)
+        await asyncio.gather(*(channel.finish(1) for channel in list(self._channels)))
+
+    def peer(self, client: str) -> _Peer:
+        """The Origin of a client's requests, connected or not yet."""
+        peer = self._peers.get(client)
+        if peer is None:
+            peer = self._peers[client] = _Peer(self._loop)
+            if len(self._peers) > 1024:
+                self._peers.popitem(last=False)
+        return peer
+
+    # -- handlers: what clients and the scheduler ask --------------------------
+
+    async def serve(self, comm: Comm, client: str) -> None:
+        """A client's channel, for as long as it lasts."""
+        peer = self.peer(client)
+        channel = Channel(comm, lambda message: self._receive(message, peer, channel))
+        self._channels.add(channel)
+        channel.send(("hello", self.engine.key))
+        peer.connect(channel)
+        try:
+            await channel.run()
+        finally:
+            self._channels.discard(channel)
+            if self._peers.get(client) is peer:
+                del self._peers[client]
+
+    def _receive(self, message: Message, peer: _Peer, channel: Channel) -> Any:
+        kind = message[0]
+        if kind == "request":
+            request = unpack_request(message)
+            if isinstance(request.function, Blob) or isinstance(request.arguments, Blob):
+                return self._submit_with_blobs(request, peer)
+            self.engine.submit(request, peer)
+        elif kind == "ask":
+            _, call_id, question, args = message
+            channel.send(self._answer(call_id, question, args, peer))
+        elif kind == "put":
+            _, blob_id, frames = message
+            self._blobs[blob_id] = list(frames.frames)
+            self._arrivals.setdefault(blob_id, asyncio.Event()).set()
+        elif kind == "drop":
+            self._blobs.pop(message[1], None)
+            self._arrivals.pop(message[1], None)
+        return None
+
+    def _answer(self, call_id: int, question: str, args: dict[str, Any], peer: _Peer) -> Message:
+        engine = self.engine
+        try:
+            if question == "cancel":
+                value: Any = engine.cancel(args["msg_ids"])
+            elif question == "status":
+                value = engine.status()
+            elif question == "query":
+                value = engine.query(args["query"])
+            elif question == "purge":
+                value = engine.purge(args["msg_ids"])
+            elif question == "attach":
+                value = engine.attach(args["msg_id"], peer)
+            elif question == "recall":
+                request = engine.recall(args["msg_id"])
+                value = pack_request(request) if request else None
+            else:
+                raise ValueError(f"an engine does not know the question {question!r}")
+        except Exception as error:
+            return ("answer", call_id, False, f"{type(error).__name__}: {error}")
+        return ("answer", call_id, True, value)
+
+    async def signal(self, signum: int) -> str:
+        """Send a signal to the engine's process; "" or why not."""
+        if self.engine.own_process:
+            os.kill(os.getpid(), signum)
+        elif signum == signal.SIGINT:
+            self.engine.interrupt()
+        elif signum:
+            return (
+                "this engine runs in a process that was not started for it; only SIGINT can "
+                "be delivered there"
+            )
+        return ""
+
+    async def stop(self) -> None:
+        """End the engine after what is queued."""
+        self.engine.stop()
+
+    # -- blobs -------------------------------------------------------------------
+
+    async def _submit_with_blobs(self, request: Request, peer: _Peer) -> None:
+        try:
+            await self.resolve(request)
+        except Exception as error:
+            content = {
+                "ename": "EngineError",
+                "evalue": f"could not fetch the arguments from another engine: {error}",
+                "traceback": [],
+                "engine_info": {
+                    "engine_uuid": self.engine.key,
+                    "engine_id": self.engine.id,
+                    "method": request.kind,
+                },
+            }
+            peer.reply(Reply(request.msg_id, "error", self.engine.key, content=content))
+        else:
+            self.engine.submit(request, peer)
+
+    async def resolve(self, request: Request) -> None:
+        """Put a request's blobs in place, fetched from the engines that hold them."""
+        if isinstance(request.function, Blob):
+            request.function = await self._fetch(request.function)
+        if isinstance(request.arguments, Blob):
+            request.arguments = await self._fetch(request.arguments)
+
+    async def _fetch(self, blob: Blob) -> Frames:
+        if blob.address == self.worker.address:
+            await asyncio.wait_for(
+                self._arrivals.setdefault(blob.id, asyncio.Event()).wait(), FETCH_TIMEOUT
+            )
+            # other engines, and later requests, must not see what this one does to it
+            return [bytearray(frame) for frame in self._blobs[blob.id]]
+        args = self.worker.security.get_connection_args("worker")
+        comm = await connect(blob.address, deserialize=False, **args)
+        try:
+            comm.allow_offload = False
+            await comm.write({"op": "pxcompat_blob", "blob_id": blob.id, "close": True})
+            answer = await asyncio.wait_for(comm.read(), FETCH_TIMEOUT)
+        finally:
+            comm.abort()
+        if not isinstance(answer, Serialized):
+            raise LookupError(f"{blob.address} no longer has it")
+        return list(answer.frames)
+
+    async def get_blob(self, blob_id: str) -> Any:
+        """A blob's frames, for another engine."""
+        arrived = self._arrivals.setdefault(blob_id, asyncio.Event())
+        await asyncio.wait_for(arrived.wait(), FETCH_TIMEOUT)
+        frames = self._blobs.get(blob_id)
+        return None if frames is None else Serialized({}, list(frames))
+
+
+class EnginePlugin(WorkerPlugin):
+    """Makes an engine of a worker that somebody else started.
+
+    The engine runs on a thread of its own, which is as near to a main thread as a
+    worker's process has to offer.
+    """
+
+    name = "pxcompat"
+    idempotent = True
+
+    async def setup(self, worker: Worker) -> None:
+        if "pxcompat" in worker.extensions:
+            return
+        ready: concurrent.futures.Future[Engine] = concurrent.futures.Future()
+
+        def main() -> None:
+            try:
+                engine = Engine(uuid.uuid4().hex, own_process=False)
+            except BaseException as error:
+                ready.set_exception(error)
+                raise
+            ready.set_result(engine)
+            engine.run()
+
+        self._thread = threading.Thread(target=main, name="pxcompat-engine", daemon=True)
+        self._thread.start()
+        engine = await asyncio.wrap_future(ready)
+        worker.executors["pxcompat"] = EngineThreadPoolExecutor(engine)
+        self._service = Service(worker, engine)
+        # the scheduler answers the registration only after it has the worker
+        self._registering = asyncio.create_task(self._service.start())
+
+    async def teardown(self, worker: Worker) -> None:
+        service = getattr(self, "_service", None)
+        if service is not None:
+            await service.close()
+            worker.executors.pop("pxcompat", None)
+            service.engine.stop()

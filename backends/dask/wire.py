@@ -1,0 +1,122 @@
+"""Requests, replies and output as messages of a channel.
+
+A message is a tuple: its kind, then plain (msgpack-able) fields.  Frames ride along as
+``Serialized`` objects, which Dask's comms pass on without looking into them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distributed.protocol.serialize import Serialized
+
+from pxcompat.protocol import Frames, OutputEvent, Reply, Request
+
+__all__ = ["Blob", "Message"]
+
+Message = tuple[Any, ...]
+
+
+class Blob:
+    """A :class:`pxcompat.protocol.Handle`: frames held by one engine, for several.
+
+    Attributes
+    ----------
+    id
+        Name of the blob at its holder.
+    address
+        Address of the worker that holds it.
+    """
+
+    __slots__ = ("__weakref__", "address", "id", "nbytes")
+
+    def __init__(self, id: str, address: str, nbytes: int) -> None:
+        self.id = id
+        self.address = address
+        self.nbytes = nbytes
+
+
+def pack_frames(frames: Frames | Blob | None) -> Any:
+    """Frames, or where they are held, as a field of a message."""
+    if isinstance(frames, Blob):
+        return (frames.id, frames.address, frames.nbytes)
+    # the header must be a new dict each time: Dask notes the number of frames in it
+    return None if frames is None else Serialized({}, list(frames))
+
+
+def unpack_frames(field: Any) -> Frames | Blob | None:
+    """The inverse of :func:`pack_frames`."""
+    if field is None:
+        return None
+    if isinstance(field, Serialized):
+        return list(field.frames)
+    return Blob(*field)
+
+
+def pack_request(request: Request) -> Message:
+    return (
+        "request",
+        request.msg_id,
+        request.kind,
+        request.label,
+        request.content,
+        request.header,
+        pack_frames(request.function),  # type: ignore[arg-type]
+        pack_frames(request.arguments),  # type: ignore[arg-type]
+    )
+
+
+def unpack_request(message: Message) -> Request:
+    _, msg_id, kind, label, content, header, function, arguments = message
+    return Request(
+        msg_id,
+        kind,
+        label,
+        content,
+        unpack_frames(function),
+        unpack_frames(arguments),
+        header,
+    )
+
+
+def pack_reply(reply: Reply) -> Message:
+    return (
+        "reply",
+        reply.msg_id,
+        reply.status,
+        reply.engine,
+        reply.started,
+        reply.completed,
+        pack_frames(reply.result),
+        reply.content,
+        reply.outputs,
+    )
+
+
+def unpack_reply(message: Message) -> Reply:
+    _, msg_id, status, engine, started, completed, result, content, outputs = message
+    frames = unpack_frames(result)
+    return Reply(
+        msg_id,
+        status,
+        engine,
+        started,
+        completed,
+        frames,  # type: ignore[arg-type]
+        content,
+        outputs,
+    )
+
+
+def pack_output(msg_id: str, event: OutputEvent) -> Message:
+    content = event.content
+    if "frames" in content:
+        content = {**content, "frames": pack_frames(content["frames"])}
+    return ("output", msg_id, event.seq, event.type, content)
+
+
+def unpack_output(message: Message) -> tuple[str, OutputEvent]:
+    _, msg_id, seq, type, content = message
+    if "frames" in content:
+        content = {**content, "frames": unpack_frames(content["frames"])}
+    return msg_id, OutputEvent(seq, type, content)

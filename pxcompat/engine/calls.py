@@ -1,0 +1,61 @@
+"""Functions that views have engines call; sent by name, since engines have them too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import current, namespace
+
+__all__ = ["clear", "publish_data", "pull", "push"]
+
+_VALUE = "_px_value"
+
+
+def push(**values: Any) -> None:
+    """Bind values in the engine's namespace.
+
+    Keys may be anything that can be assigned to: ``a``, ``a.b``, ``d['k']``.
+    """
+    scope = namespace()
+    for target, value in values.items():
+        if target.isidentifier():
+            scope[target] = value
+            continue
+        scope[_VALUE] = value
+        try:
+            exec(f"{target} = {_VALUE}", scope)
+        finally:
+            del scope[_VALUE]
+
+
+def pull(names: str | Sequence[str]) -> Any:
+    """The value of an expression in the engine's namespace, or a list of several."""
+    scope = namespace()
+    if isinstance(names, str):
+        return eval(names, scope)
+    return [eval(name, scope) for name in names]
+
+
+def clear() -> None:
+    """Empty the engine's namespace."""
+    current().shell.reset(new_session=False)
+
+
+def publish_data(data: Any) -> None:
+    """Send a dict to whoever waits for the running request (ipyparallel.datapub).
+
+    It arrives in ``AsyncResult.data`` while the request runs; later dicts update it.
+
+    Parameters
+    ----------
+    data : dict
+
+    Raises
+    ------
+    TypeError
+        When ``data`` is no dict.
+    """
+    if not isinstance(data, dict):
+        raise TypeError(f"publish_data() takes a dict, not {type(data).__name__}")
+    current().publish_data(data)

@@ -1,0 +1,78 @@
+"""What went wrong on an engine, told so that the client's user can mend it."""
+
+from __future__ import annotations
+
+import os
+import traceback
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .shell import EngineShell
+
+__all__ = ["describe_failure"]
+
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def describe_failure(
+    error: BaseException,
+    engine_info: dict[str, Any],
+    shell: EngineShell,
+    rendered: list[str] | None = None,
+) -> dict[str, Any]:
+    """An exception as the content of an error reply.
+
+    Parameters
+    ----------
+    rendered : list of str, optional
+        The traceback, when the shell has rendered it already.
+    """
+    lines = rendered or _render(error, shell)
+    evalue = _text(error)
+    hint = _hint(error, engine_info)
+    if hint:
+        evalue = f"{evalue} ({hint})"
+        lines = [*lines, f"On engine {engine_info['engine_id']}: {hint}"]
+    return {
+        "ename": type(error).__name__,
+        "evalue": evalue,
+        "traceback": lines,
+        "engine_info": engine_info,
+    }
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a user's __str__ may fail; that must not hide the error
+        return f"<{type(error).__name__} whose str() fails>"
+
+
+def _render(error: BaseException, shell: EngineShell) -> list[str]:
+    tb = _users_part(error.__traceback__)
+    try:
+        stb = shell.InteractiveTB.structured_traceback(type(error), error, tb)
+        return list(stb)
+    except Exception:  # a traceback that IPython cannot draw is drawn plainly
+        return "".join(traceback.format_exception(type(error), error, tb)).splitlines()
+
+
+def _users_part(tb: types.TracebackType | None) -> types.TracebackType | None:
+    """The traceback from the first frame that is not the engine's own."""
+    start = tb
+    while start is not None and start.tb_frame.f_code.co_filename.startswith(_OURS):
+        start = start.tb_next
+    return start or tb
+
+
+def _hint(error: BaseException, engine_info: dict[str, Any]) -> str | None:
+    if isinstance(error, NameError) and not isinstance(error, UnboundLocalError):
+        name = getattr(error, "name", None) or "it"
+        return (
+            f"functions look names up on the engine; supply {name} there with %px, view.push, "
+            "view.sync_imports(), or send yours along with view.use_cloudpickle()"
+        )
+    if isinstance(error, ModuleNotFoundError):
+        return f"install {error.name} where the engines run, or start them where it can be imported"
+    return None

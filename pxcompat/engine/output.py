@@ -1,0 +1,176 @@
+"""Output of requests: captured, numbered, coalesced and handed on while they run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ..protocol import OutputEvent
+
+__all__ = ["Flusher", "RequestOutput", "Stream", "plain"]
+
+#: seconds for which printed text is collected into one event
+INTERVAL = 0.05
+#: characters after which it is not waited any longer
+FULL = 64 * 1024
+
+
+class RequestOutput:
+    """The output of one request, in the order it was made.
+
+    Text is collected until the stream changes, something is displayed, it is much, or
+    :data:`INTERVAL` has passed (the :class:`Flusher` sees to that).
+    """
+
+    def __init__(self, send: Callable[[OutputEvent], None], flusher: Flusher) -> None:
+        self._send = send
+        self._flusher = flusher
+        self._lock = threading.RLock()
+        self._stream = ""
+        self._text: list[str] = []
+        self._size = 0
+        self.count = 0
+
+    def write(self, stream: str, text: str) -> None:
+        """Add printed text."""
+        with self._lock:
+            if stream != self._stream:
+                self.flush()
+                self._stream = stream
+            waiting = bool(self._text)
+            self._text.append(text)
+            self._size += len(text)
+            if self._size >= FULL:
+                self.flush()
+            elif not waiting:
+                self._flusher.notice(self)
+
+    def emit(self, type: str, content: dict[str, Any]) -> None:
+        """Send an event that is not text, after the text before it."""
+        with self._lock:
+            self.flush()
+            self._emit(type, content)
+
+    def flush(self) -> None:
+        """Send the text collected."""
+        with self._lock:
+            if self._text:
+                text = "".join(self._text)
+                self._text.clear()
+                self._size = 0
+                self._emit("stream", {"name": self._stream, "text": text})
+
+    def _emit(self, type: str, content: dict[str, Any]) -> None:
+        event = OutputEvent(self.count, type, content)
+        self.count += 1
+        self._send(event)
+
+
+class Flusher:
+    """A thread that flushes outputs which have been holding text for a while."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: set[RequestOutput] = set()
+        self._awake = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pxcompat-output", daemon=True)
+        self._thread.start()
+
+    def notice(self, output: RequestOutput) -> None:
+        """Flush this output soon."""
+        with self._lock:
+            self._waiting.add(output)
+        self._awake.set()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        self._awake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._awake.wait()
+            self._stopped.wait(INTERVAL)
+            self._awake.clear()
+            with self._lock:
+                waiting, self._waiting = self._waiting, set()
+            for output in waiting:
+                output.flush()
+
+
+class Stream(io.TextIOBase):
+    """``sys.stdout`` or ``sys.stderr`` of an engine.
+
+    Text goes to the request that the engine runs.  A thread that outlives the request
+    in which it first printed goes on printing there.  Without a request it goes to
+    the ``log``, the stream that was there before.
+    """
+
+    def __init__(self, name: str, current: Callable[[], RequestOutput | None], log: Any) -> None:
+        self._name = name
+        self._current = current
+        self._log = log
+        self._of_thread = threading.local()
+
+    @property
+    def name(self) -> str:
+        return f"<{self._name}>"
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8"
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return int(self._log.fileno())
+
+    def _output(self) -> RequestOutput | None:
+        if threading.current_thread() is threading.main_thread():
+            return self._current()
+        mine: RequestOutput | None = getattr(self._of_thread, "output", None)
+        if mine is None:
+            mine = self._of_thread.output = self._current()
+        return mine
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        output = self._output()
+        if output is None:
+            self._log.write(text)
+        elif text:
+            output.write(self._name, text)
+        return len(text)
+
+    def flush(self) -> None:
+        output = self._output()
+        if output is None:
+            self._log.flush()
+        else:
+            output.flush()
+
+
+def plain(value: Any) -> Any:
+    """The value with nothing in it that JSON has not: bytes become base64, as in Jupyter's
+    messages, and other objects their ``repr``."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    return repr(value)
+
+

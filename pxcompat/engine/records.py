@@ -1,0 +1,206 @@
+"""What an engine remembers of its requests: bounded, queryable, fetchable by any client."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ..protocol import Frames, OutputEvent, Reply, Request
+
+__all__ = ["Record", "Records", "matches"]
+
+#: output events remembered per request, in characters; more is not remembered
+OUTPUT_LIMIT = 1 << 20
+#: arguments larger than this are not remembered, so their request cannot be resubmitted
+ARGUMENT_LIMIT = 1 << 20
+
+
+class Record:
+    """A request on this engine, from its arrival until it is forgotten."""
+
+    __slots__ = ("arrived", "events", "events_size", "reply", "request", "started", "truncated")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.started: float | None = None
+        self.reply: Reply | None = None
+        self.events: list[OutputEvent] = []
+        self.events_size = 0
+        self.truncated = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the record keeps alive."""
+        size = 1024 + self.events_size
+        for frames in (self.request.function, self.request.arguments):
+            if isinstance(frames, list):
+                size += sum(len(frame) for frame in frames)
+        if self.reply is not None and self.reply.result:
+            size += sum(len(frame) for frame in self.reply.result)
+        return size
+
+    def add(self, event: OutputEvent) -> None:
+        """Remember an output event, within :data:`OUTPUT_LIMIT`."""
+        size = sum(len(v) for v in event.content.values() if isinstance(v, str)) + 64
+        if event.type not in ("stream", "clear_output"):
+            size = len(repr(event.content))
+        if self.events_size + size > OUTPUT_LIMIT:
+            self.truncated = True
+            return
+        self.events_size += size
+        self.events.append(event)
+
+    def forget_large_arguments(self) -> None:
+        """Drop arguments that are large, or that user code may have changed in place."""
+        arguments = self.request.arguments
+        if not isinstance(arguments, list) or (
+            len(arguments) > 1 or sum(len(f) for f in arguments) > ARGUMENT_LIMIT
+        ):
+            self.request.arguments = None
+
+    def describe(self, engine: str) -> dict[str, Any]:
+        """The record as ``db_query`` shows it, times in POSIX seconds."""
+        request, reply = self.request, self.reply
+        text = {"stdout": "", "stderr": ""}
+        for event in self.events:
+            if event.type == "stream":
+                text[event.content["name"]] += event.content["text"]
+        return {
+            "msg_id": request.msg_id,
+            "header": {
+                "msg_id": request.msg_id,
+                "msg_type": f"{request.kind}_request",
+                "label": request.label,
+                **request.header,
+            },
+            "content": request.content,
+            "client_uuid": request.header.get("client"),
+            "engine_uuid": engine,
+            "submitted": request.header.get("submitted"),
+            "started": self.started,
+            "completed": reply.completed if reply else None,
+            "queue": "mux" if not request.header.get("balanced") else "task",
+            "status": reply.status if reply else ("running" if self.started else "queued"),
+            "result_content": dict(reply.content, status=reply.status) if reply else None,
+            "resubmitted": request.header.get("resubmitted"),
+            **text,
+        }
+
+
+class Records:
+    """The records of one engine, oldest first, bounded in number and in bytes.
+
+    Unfinished requests are always remembered.  Not thread-safe: the engine's lock is
+    held by whoever calls.
+    """
+
+    def __init__(self, max_count: int = 1024, max_bytes: int = 1 << 30) -> None:
+        self.max_count = max_count
+        self.max_bytes = max_bytes
+        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._finished: OrderedDict[str, int] = OrderedDict()
+        self._nbytes = 0
+
+    def __contains__(self, msg_id: str) -> bool:
+        return msg_id in self._records
+
+    def get(self, msg_id: str) -> Record | None:
+        """The record of a request, if it is remembered."""
+        return self._records.get(msg_id)
+
+    def add(self, record: Record) -> None:
+        """Remember a request that arrived."""
+        self._records[record.request.msg_id] = record
+
+    def finish(self, record: Record) -> None:
+        """Note that a request has its reply; forget the oldest where it is too much."""
+        msg_id = record.request.msg_id
+        if msg_id not in self._records:
+            return
+        self._finished[msg_id] = nbytes = record.nbytes
+        self._nbytes += nbytes
+        while self._finished and (
+            len(self._finished) > self.max_count or self._nbytes > self.max_bytes
+        ):
+            self.forget(next(iter(self._finished)))
+
+    def forget(self, msg_id: str) -> bool:
+        """Forget a finished request; whether there was one."""
+        if msg_id not in self._finished:
+            return False
+        self._nbytes -= self._finished.pop(msg_id)
+        del self._records[msg_id]
+        return True
+
+    def purge(self, msg_ids: Iterable[str] | None) -> int:
+        """Forget finished requests, all of them when None; how many."""
+        wanted = list(self._finished) if msg_ids is None else list(msg_ids)
+        return sum(self.forget(msg_id) for msg_id in wanted)
+
+    def query(self, query: Mapping[str, Any], engine: str) -> list[dict[str, Any]]:
+        """Descriptions of the requests that match (see :func:`matches`)."""
+        wanted = query.get("msg_id")
+        records: Iterable[Record] = self._records.values()
+        if isinstance(wanted, str):
+            record = self._records.get(wanted)
+            records = [record] if record else []
+        found = (record.describe(engine) for record in records)
+        return [row for row in found if matches(row, query)]
+
+
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "$eq": lambda a, b: a == b,
+    "$ne": lambda a, b: a != b,
+    "$lt": lambda a, b: a is not None and b is not None and a < b,
+    "$gt": lambda a, b: a is not None and b is not None and a > b,
+    "$lte": lambda a, b: a is not None and b is not None and a <= b,
+    "$gte": lambda a, b: a is not None and b is not None and a >= b,
+    "$in": lambda a, b: a in b,
+    "$nin": lambda a, b: a not in b,
+    "$all": lambda a, b: all(item in a for item in b),
+    "$and": lambda a, b: all(_passes(a, test) for test in b),
+    "$or": lambda a, b: any(_passes(a, test) for test in b),
+    "$mod": lambda a, b: a % b[0] == b[1],
+    "$exists": lambda a, b: (a is not None) == bool(b),
+}
+
+
+def _passes(value: Any, test: Any) -> bool:
+    if isinstance(test, Mapping) and test and all(str(key).startswith("$") for key in test):
+        return all(_operator(name)(value, operand) for name, operand in test.items())
+    return bool(value == test)
+
+
+def _operator(name: str) -> Callable[[Any, Any], bool]:
+    try:
+        return _OPERATORS[name]
+    except KeyError:
+        known = ", ".join(_OPERATORS)
+        raise ValueError(f"unknown query operator {name!r}; there are {known}") from None
+
+
+def matches(row: Mapping[str, Any], query: Mapping[str, Any]) -> bool:
+    """Whether a record matches a query in the style of ipyparallel's ``db_query``.
+
+    Parameters
+    ----------
+    query : dict
+        Key to value, or to a dict of operators: ``$lt $lte $gt $gte $ne $eq $in $nin $all
+        $and $or $mod $exists``.
+
+    Raises
+    ------
+    ValueError
+        For an operator that does not exist.
+    """
+    return all(_passes(row.get(key), test) for key, test in query.items())
+
+
+def copied(frames: Frames) -> Frames:
+    """The frames, with buffers that share memory with live objects copied.
+
+    What a request returned may still be changed by the next one, while the reply is
+    on its way or remembered.
+    """
+    return [frames[0], *(bytearray(frame) for frame in frames[1:])]

@@ -1,0 +1,439 @@
+"""The engine: runs requests one at a time, in order, and says what comes of them."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from .. import serialize
+from ..protocol import OutputEvent, Reply, Request
+from . import set_current
+from .failure import describe_failure
+from .output import Flusher, RequestOutput, Stream
+from .records import Record, Records, copied
+from .shell import EngineShell, make_shell
+
+__all__ = ["Engine", "Origin"]
+
+log = logging.getLogger("pxcompat.engine")
+
+#: ids of requests to refuse when they arrive, because they were cancelled before
+REFUSED_LIMIT = 100_000
+
+
+class Origin(Protocol):
+    """Where a request came from and its output and reply go.  Thread-safe, never blocks."""
+
+    def started(self, msg_id: str) -> None: ...
+
+    def output(self, msg_id: str, event: OutputEvent) -> None: ...
+
+    def reply(self, reply: Reply) -> None: ...
+
+
+class _Task:
+    """A request between its arrival and its reply."""
+
+    __slots__ = ("origins", "record", "request", "state")
+
+    def __init__(self, request: Request, origin: Origin, record: Record) -> None:
+        self.request = request
+        self.origins = [origin]
+        self.record = record
+        self.state = "queued"  # then "running"; or "done" at once, when cancelled
+
+
+class Engine:
+    """One engine.
+
+    Parameters
+    ----------
+    key : str
+        Its uuid.
+    own_process : bool
+        Whether this process exists for the engine: it then runs on the main thread,
+        its namespace is ``__main__``, output is captured down to the file descriptors,
+        and SIGINT interrupts.
+    max_records, max_bytes : int
+        Bounds of what is remembered of finished requests.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        own_process: bool,
+        max_records: int = 1024,
+        max_bytes: int = 1 << 30,
+    ) -> None:
+        self.key = key
+        self.id: int | None = None
+        self.own_process = own_process
+        self.shell: EngineShell = make_shell(is_main=own_process)
+        self._queue: queue.SimpleQueue[_Task | Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._tasks: dict[str, _Task] = {}
+        self._records = Records(max_records, max_bytes)
+        self._refused: OrderedDict[str, None] = OrderedDict()
+        self._completed = 0
+        self._running: _Task | None = None
+        self._interruptible = False
+        self._thread_id: int | None = None
+        self._flusher = Flusher()
+        self._drain: list[Callable[[], None]] = []
+        self.on_idle: Callable[[], None] = lambda: None
+
+    # -- requests --------------------------------------------------------------
+
+    def submit(self, request: Request, origin: Origin) -> None:
+        """Queue a request.  Thread-safe."""
+        record = Record(request)
+        task = _Task(request, origin, record)
+        with self._lock:
+            if request.msg_id in self._refused:
+                refused = True
+            else:
+                refused = False
+                self._tasks[request.msg_id] = task
+                self._records.add(record)
+        if refused:
+            origin.reply(Reply(request.msg_id, "aborted", self.key))
+        else:
+            self._queue.put(task)
+
+    def run_now(self, request: Request, origin: Origin) -> None:
+        """Run a request that the backend's scheduler placed here, on the engine's thread."""
+        record = Record(request)
+        task = _Task(request, origin, record)
+        with self._lock:
+            if request.msg_id in self._refused:
+                return
+            self._tasks[request.msg_id] = task
+            self._records.add(record)
+        origin.started(request.msg_id)
+        self._run(task)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Queue anything else that is to run on the engine's thread.  Thread-safe."""
+        self._queue.put(function)
+
+    def stop(self) -> None:
+        """End :meth:`run` after what is queued now.  Thread-safe."""
+        self._queue.put(None)
+
+    # -- the loop --------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run what is queued until :meth:`stop`; on the main thread if ``own_process``."""
+        self._thread_id = threading.get_ident()
+        set_current(self, process=self.own_process)
+        with self._captured():
+            while (item := self._queue.get()) is not None:
+                if isinstance(item, _Task):
+                    self._run(item)
+                else:
+                    self._call(item)
+        set_current(None, process=self.own_process)
+        self._flusher.stop()
+
+    @contextmanager
+    def _captured(self) -> Iterator[None]:
+        """Take over stdout, stderr and SIGINT for as long as the loop runs."""
+        if not self.own_process:
+            yield
+            return
+        before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGINT)
+        logs = {"stdout": sys.stdout, "stderr": sys.stderr}
+        if os.name == "posix":
+            logs = self._capture_descriptors()
+        sys.stdout = Stream("stdout", self._output, logs["stdout"])
+        sys.stderr = Stream("stderr", self._output, logs["stderr"])
+        signal.signal(signal.SIGINT, self._on_sigint)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr, handler = before
+            signal.signal(signal.SIGINT, handler)
+
+    def _capture_descriptors(self) -> dict[str, Any]:
+        from .descriptors import Descriptor
+
+        logs = {}
+        for fd, name in ((1, "stdout"), (2, "stderr")):
+
+            def write(text: str, name: str = name) -> bool:
+                output = self._output()
+                if output is not None:
+                    output.write(name, text)
+                return output is not None
+
+            descriptor = Descriptor(fd, write)
+            self._drain.append(descriptor.drain)
+            logs[name] = open(descriptor.before, "w", buffering=1, closefd=False)
+        return logs
+
+    def _output(self) -> RequestOutput | None:
+        return self.shell.output
+
+    def _call(self, function: Callable[[], None]) -> None:
+        try:
+            with self._interrupts():
+                function()
+        except BaseException:
+            # the functions report their own failures; this is an interrupt that came late
+            log.exception("an interrupt or error outside of any request")
+
+    def _run(self, task: _Task) -> None:
+        with self._lock:
+            if task.state != "queued":
+                return
+            task.state = "running"
+            task.record.started = time.time()
+            self._running = task
+        request = task.request
+        output = RequestOutput(lambda event: self._tell_output(task, event), self._flusher)
+        self.shell.output = output
+        reply = Reply(request.msg_id, "ok", self.key)
+        try:
+            try:
+                with self._interrupts():
+                    if request.kind == "apply":
+                        self._apply(request, reply)
+                    else:
+                        self._execute(request, reply)
+            finally:
+                # an interrupt may come as late as here, in place of the result
+                self._interruptible = False
+        except BaseException as error:
+            reply.status = "error"
+            reply.result = None
+            reply.content = describe_failure(error, self._engine_info(request), self.shell)
+        if reply.status == "error" and request.kind == "execute":
+            output.emit("error", reply.content)
+        for drain in self._drain:
+            drain()
+        output.flush()
+        self.shell.output = None
+        reply.outputs = output.count
+        reply.started = task.record.started
+        reply.completed = time.time()
+        self._finish(task, reply)
+        if reply.status == "error" and request.kind == "execute" and not request.content["silent"]:
+            self._abort_executes(request.header.get("client"))
+
+    def _finish(self, task: _Task, reply: Reply) -> None:
+        with self._lock:
+            task.state = "done"
+            task.record.reply = reply
+            origins = list(task.origins)
+            self._tasks.pop(task.request.msg_id, None)
+            self._running = None
+        for origin in origins:
+            origin.reply(reply)
+        with self._lock:  # after the reply: nobody waits for this
+            self._completed += 1
+            task.record.forget_large_arguments()
+            self._records.finish(task.record)
+
+    def _tell_output(self, task: _Task, event: OutputEvent) -> None:
+        with self._lock:
+            task.record.add(event)
+            origins = list(task.origins)
+        for origin in origins:
+            origin.output(task.request.msg_id, event)
+
+    # -- running one -----------------------------------------------------------
+
+    def _apply(self, request: Request, reply: Reply) -> None:
+        shell = self.shell
+        scope = shell.user_ns
+        # the frames of a handle were filled in by the backend before it submitted
+        function = serialize.loads(request.function, scope)  # type: ignore[arg-type]
+        args, kwargs = serialize.loads(request.arguments, scope)  # type: ignore[arg-type]
+        with shell.builtin_trap:
+            if request.content.get("map"):
+                result = [self._awaited(value) for value in map(function, *args, **kwargs)]
+            else:
+                result = self._awaited(function(*args, **kwargs))
+            if shell.events.callbacks["post_execute"]:
+                shell.events.trigger("post_execute")  # inline plots are shown by it
+        reply.result = copied(serialize.dumps(result, name="the result"))
+
+    @staticmethod
+    def _awaited(result: Any) -> Any:
+        if not inspect.isawaitable(result):
+            return result
+        from IPython.core.async_helpers import get_asyncio_loop
+
+        async def wait() -> Any:
+            return await result
+
+        return get_asyncio_loop().run_until_complete(wait())
+
+    def _execute(self, request: Request, reply: Reply) -> None:
+        content = request.content
+        shell = self.shell
+        shell.last_traceback = []
+        count = shell.execution_count
+        result = shell.run_cell(
+            content["code"],
+            store_history=content.get("store_history", not content["silent"]),
+            silent=content["silent"],
+        )
+        error = result.error_before_exec or result.error_in_exec
+        if error is None:
+            reply.content = {"execution_count": count, "silent": content["silent"]}
+        else:
+            reply.status = "error"
+            info = self._engine_info(request)
+            reply.content = describe_failure(error, info, shell, shell.last_traceback)
+
+    def _engine_info(self, request: Request) -> dict[str, Any]:
+        return {"engine_uuid": self.key, "engine_id": self.id, "method": request.kind}
+
+    def publish_data(self, data: dict[str, Any]) -> None:
+        """Send a dict as output of the running request."""
+        if self.shell.output is not None:
+            frames = copied(serialize.dumps(data, name="the published data"))
+            self.shell.output.emit("data", {"frames": frames})
+
+    # -- interrupts ------------------------------------------------------------
+
+    @contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
+    def _on_sigint(self, signum: int, frame: types.FrameType | None) -> None:
+        # an interrupt is for user code; an idle engine has nothing to interrupt
+        if self._interruptible:
+            self._interruptible = False
+            __tracebackhide__ = True
+            raise KeyboardInterrupt
+
+    def interrupt(self) -> None:
+        """Interrupt what runs, from another thread, where there is no signal to do it."""
+        import ctypes
+
+        if self._interruptible and self._thread_id is not None:
+            thread = ctypes.c_ulong(self._thread_id)
+            error = ctypes.py_object(KeyboardInterrupt)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
+
+    # -- questions, answered while a request runs --------------------------------
+
+    def cancel(self, msg_ids: Sequence[str]) -> dict[str, list[str]]:
+        """Keep requests from running; those that are not here yet, too.
+
+        Returns
+        -------
+        dict
+            ``cancelled``: were queued here and have their reply; ``refused``: are not here
+            and would be refused; ``running`` and ``done``: it is too late for them.
+        """
+        answer: dict[str, list[str]] = {"cancelled": [], "refused": [], "running": [], "done": []}
+        cancelled = []
+        with self._lock:
+            for msg_id in msg_ids:
+                task = self._tasks.get(msg_id)
+                if task is not None and task.state == "queued":
+                    task.state = "done"
+                    cancelled.append(task)
+                    answer["cancelled"].append(msg_id)
+                elif task is not None:
+                    answer["running"].append(msg_id)
+                elif msg_id in self._records:
+                    answer["done"].append(msg_id)
+                else:
+                    self._refused[msg_id] = None
+                    answer["refused"].append(msg_id)
+            while len(self._refused) > REFUSED_LIMIT:
+                self._refused.popitem(last=False)
+        for task in cancelled:
+            self._finish(task, Reply(task.request.msg_id, "aborted", self.key))
+        return answer
+
+    def _abort_executes(self, client: Any) -> None:
+        with self._lock:
+            queued = [
+                task.request.msg_id
+                for task in self._tasks.values()
+                if task.request.kind == "execute"
+                and task.state == "queued"
+                and task.request.header.get("client") == client
+            ]
+        self.cancel(queued)
+
+    def status(self) -> dict[str, Any]:
+        """How busy the engine is: ids of queued requests and of the running one, and the
+        number of completed ones."""
+        with self._lock:
+            tasks = list(self._tasks.values())
+            return {
+                "completed": self._completed,
+                "queue": [t.request.msg_id for t in tasks if not t.request.header.get("balanced")],
+                "tasks": [t.request.msg_id for t in tasks if t.request.header.get("balanced")],
+                "running": self._running.request.msg_id if self._running else None,
+            }
+
+    def query(self, query: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Records that match a query in ``db_query``'s style."""
+        with self._lock:
+            return self._records.query(query, self.key)
+
+    def purge(self, msg_ids: Sequence[str] | None) -> int:
+        """Forget finished requests, all when None; how many."""
+        with self._lock:
+            return self._records.purge(msg_ids)
+
+    def attach(self, msg_id: str, origin: Origin) -> dict[str, Any] | None:
+        """Send a request's output until now, and its reply or what is still to come, to
+        another client; its record, or None when the request is not known."""
+        with self._lock:
+            record = self._records.get(msg_id)
+            if record is None:
+                return None
+            events, reply = list(record.events), record.reply
+            if reply is None:
+                self._tasks[msg_id].origins.append(origin)
+            description = record.describe(self.key)
+            # under the lock, so that what comes next comes after
+            for event in events:
+                origin.output(msg_id, event)
+        if reply is not None:
+            missing = reply.outputs - len(events)
+            if missing:  # not all of the output was remembered
+                reply = Reply(**{n: getattr(reply, n) for n in reply.__dataclass_fields__})
+                reply.outputs = len(events)
+            origin.reply(reply)
+        return description
+
+    def recall(self, msg_id: str) -> Request | None:
+        """A remembered request, to run it again."""
+        with self._lock:
+            record = self._records.get(msg_id)
+            return record.request if record else None
+
+    def describe(self) -> dict[str, Any]:
+        """What a registry wants to know: ``key``, ``pid``, ``host``, ``own_process``."""
+        return {
+            "key": self.key,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "own_process": self.own_process,
+        }

@@ -1,0 +1,141 @@
+"""The engine's IPython shell: a persistent namespace, magics, displays, tracebacks."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.error import StdinNotImplementedError
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from .output import plain
+
+if TYPE_CHECKING:
+    from .output import RequestOutput
+
+__all__ = ["EngineShell", "make_shell"]
+
+
+class EngineDisplayHook(DisplayHook):
+    """Makes the value of a cell's last expression an ``execute_result`` of its request."""
+
+    def __call__(self, result: Any = None) -> None:
+        self.check_for_underscore()
+        if result is None or self.quiet():
+            return
+        data, metadata = self.compute_format_data(result)
+        self.update_user_ns(result)
+        self.fill_exec_result(result)
+        if data:
+            count = self.prompt_count
+            content = {"data": data, "metadata": metadata, "execution_count": count}
+            self.shell.emit("execute_result", content)
+        self.log_output(data)
+
+
+class EngineDisplayPublisher(DisplayPublisher):
+    """Makes displays events of the running request."""
+
+    def publish(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        source: Any = None,
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        content: dict[str, Any] = {"data": data, "metadata": metadata or {}}
+        if transient:
+            content["transient"] = transient
+        self.shell.emit("update_display_data" if update else "display_data", content)
+
+    def clear_output(self, wait: bool = False) -> None:
+        self.shell.emit("clear_output", {"wait": wait})
+
+
+class EngineShell(InteractiveShell):
+    """An IPython shell whose output belongs to the request that runs."""
+
+    #: the output of the running request; None between requests
+    output: RequestOutput | None = None
+    #: whether the shell's namespace is this process's ``__main__``
+    is_main = True
+
+    def init_sys_modules(self) -> None:
+        if self.is_main:
+            super().init_sys_modules()
+
+    def init_displayhook(self) -> None:
+        self.displayhook_class = EngineDisplayHook
+        super().init_displayhook()
+
+    def init_display_pub(self) -> None:
+        self.display_pub_class = EngineDisplayPublisher
+        super().init_display_pub()
+
+    def emit(self, type: str, content: dict[str, Any]) -> None:
+        """Make an event of the running request's output; without a request, log it."""
+        if self.output is not None:
+            self.output.emit(type, plain(content))
+        else:
+            sys.stdout.write(str(content.get("data", {}).get("text/plain", content)) + "\n")
+
+    def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
+        # IPython's hook for frontends: the traceback travels in the reply
+        self.last_traceback = list(stb)
+
+    last_traceback: list[str] = []
+
+    def ask_exit(self) -> None:
+        """``exit`` in a cell: say how an engine is ended."""
+        sys.stderr.write("To end this engine, use client.shutdown(targets=...)\n")
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        """Engines have no event loop to integrate with a GUI."""
+        if gui not in (None, "inline", "agg"):
+            sys.stderr.write(f"GUI {gui!r} is of no use on an engine; plots need %matplotlib inline\n")
+
+
+def _no_input(prompt: str = "") -> str:
+    raise StdinNotImplementedError(
+        "input() is not supported on engines: pass the value as an argument or push it"
+    )
+
+
+def make_shell(*, is_main: bool) -> EngineShell:
+    """A shell with a namespace of its own.
+
+    Parameters
+    ----------
+    is_main : bool
+        Whether it is the shell of its process: its namespace is then ``__main__``, it is
+        IPython's singleton, and ``input`` is replaced for everybody.
+    """
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.HistoryManager.hist_file = ":memory:"
+    config.InteractiveShell.colors = "Neutral" if _has_capital_colours() else "neutral"
+    module = types.ModuleType("__main__", "The engine's interactive namespace")
+    if is_main:
+        shell = EngineShell.instance(config=config, user_module=module)
+        # get_ipython() and subclasses' instance() find it under any class
+        InteractiveShell._instance = shell
+    else:
+        cls = type("EngineShell", (EngineShell,), {"is_main": False})
+        shell = cls(config=config, user_module=module)
+    if is_main:
+        builtins.input = _no_input
+    return shell
+
+
+def _has_capital_colours() -> bool:
+    import IPython
+
+    return IPython.version_info[0] < 9
