@@ -16,7 +16,7 @@ TIMEOUT = 900
 
 
 def _start(side: str, names: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    """Run snippets on one side, with an IPython folder of its own; outcomes and log in ``folder``."""
+    """Run snippets on one side; outcomes, log and IPython folder go to ``folder``."""
     folder.mkdir()
     env = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, str(HERE / "runner.py"), side, str(folder / "outcomes.json"), *names]
@@ -51,6 +51,7 @@ def outcomes(
         found[side] = json.loads(out.read_text()) if out.exists() else {}
         if len(found[side]) < len(names):
             log = (folder / "log.txt").read_text()[-4000:]
-            message = f"{side}: {len(found[side])} of {len(names)} snippets ran (exit code {process.returncode})"
+            done = f"{len(found[side])} of {len(names)} snippets ran"
+            message = f"{side}: {done} (exit code {process.returncode})"
             pytest.fail(f"{message}:\n{log}")
     return found

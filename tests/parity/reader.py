@@ -7,13 +7,13 @@ A file of ``snippets/`` is a list of cells::
     dv.push({"d['k']": 3}, block=True)
     dv["d"]
 
-Every cell starts with no names on the engines, ``rc`` (three engines), ``dv = rc[:]``, ``e0``, ``e1``
-(each one engine) and ``lv`` (load-balanced). What it did is its outcome: what it printed, and
+Every cell starts with no names on the engines, and with ``rc`` (three engines), ``dv = rc[:]``,
+``e0`` and ``e1`` (one engine each) and ``lv`` (load-balanced). Its outcome is what it printed, and
 the repr of its last expression, or the exception that ended it. A cell whose header ends in
 ``[fresh]`` has a cluster of its own, so that it may end engines.
 
 Where pxcompat means to do better, the cell says so, and both outcomes are written out after
-a reason; ``...`` stands for any text, and names longer than a line may be wrapped::
+a reason; ``...`` stands for any text::
 
     # better: the error names what would have supplied the name
     # ipyparallel: RemoteError NameError: name 'x' is not defined

@@ -62,7 +62,7 @@ def normalise(text: str) -> str:
 
 
 def describe(error: BaseException, ipp: Any) -> str:
-    """The exception as its handlers see it: class, and for a remote one the remote class and message."""
+    """The exception as its handlers see it; a remote one with its remote class and message."""
     name = type(error).__name__
     if isinstance(error, ipp.error.CompositeError):
         inside = ", ".join(f"{ename}: {evalue}" for ename, evalue, *_ in error.elist)
