@@ -1,0 +1,111 @@
+"""Waiting on several futures: no polling, no thread, and nothing lost to Ctrl-C."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait as futures_wait
+from queue import SimpleQueue
+from typing import Any
+
+from .futures import MessageFuture
+
+__all__ = ["Countdown", "Items", "SendTracker", "seconds"]
+
+
+def seconds(timeout: float | None) -> float | None:
+    """A timeout as the standard library takes it: ipyparallel's -1 is None, for ever."""
+    return None if timeout is None or timeout < 0 else timeout
+
+
+class Countdown:
+    """Calls ``then`` once, when the last of some futures is done, in the thread that ends it.
+
+    What it calls is let go afterwards, so that a finished future, which keeps its
+    callbacks, does not keep alive whoever waited for it.
+    """
+
+    def __init__(self, futures: Sequence[Future[Any]], then: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        # one more than there are: the last step is taken below, so none can be too early
+        self._left = len(futures) + 1
+        self._then: Callable[[], None] | None = then
+        for future in futures:
+            future.add_done_callback(self._step)
+        self._step()
+
+    def _step(self, _: object = None) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+            then, self._then = self._then, None
+        if then is not None:
+            then()
+
+
+class SendTracker:
+    """Whether a request's buffers may be changed again (``zmq.MessageTracker``'s part)."""
+
+    def __init__(self, children: Sequence[MessageFuture]) -> None:
+        self.event = threading.Event()
+        Countdown([child.sent for child in children], self.event.set)
+
+    @property
+    def done(self) -> bool:
+        """Whether everything has left."""
+        return self.event.is_set()
+
+    def wait(self, timeout: float | None = -1) -> None:
+        """Wait until everything has left, or raise TimeoutError after ``timeout`` seconds."""
+        if not self.event.wait(seconds(timeout)):
+            raise TimeoutError("Still waiting to be sent")
+
+
+class Items(Iterator[Any]):
+    """The items of several requests, as the requests finish.
+
+    Unlike a generator it goes on after an exception, be it a request's or Ctrl-C.
+
+    Parameters
+    ----------
+    children
+        The requests.
+    opened
+        Gives a finished request's items, or raises its error.
+    ordered
+        Whether requests come in the order given, or as they finish.
+    """
+
+    def __init__(
+        self,
+        children: Iterable[MessageFuture],
+        opened: Callable[[MessageFuture], Iterable[Any]],
+        *,
+        ordered: bool = True,
+    ) -> None:
+        self._pending = deque(children)
+        self._opened = opened
+        self._items: Iterator[Any] = iter(())
+        self._finished: SimpleQueue[MessageFuture] | None = None
+        if not ordered:
+            self._finished = SimpleQueue()
+            for child in self._pending:
+                child.add_done_callback(self._finished.put)  # type: ignore[arg-type]
+
+    def __next__(self) -> Any:
+        while True:
+            for item in self._items:
+                return item
+            self._items = iter(self._opened(self._next_child()))
+
+    def _next_child(self) -> MessageFuture:
+        if not self._pending:
+            raise StopIteration
+        if self._finished is not None:
+            child = self._finished.get()
+            self._pending.pop()  # counts only
+            return child
+        futures_wait([self._pending[0]])
+        return self._pending.popleft()
