@@ -231,11 +231,6 @@ def show_outputs(
             heading = f"[{name}:{request['engine_id']}] " if headings else ""
             printer.print(request[name], heading, getattr(sys, name))
 
-    def displays(request: Metadata, outputs: Sequence[Mapping[str, Any]]) -> None:
-        for output in outputs:
-            update = output.get("output_type") == "update_display_data"
-            _publish(output, request["engine_id"], update=update)
-
     def results(group: Sequence[Metadata]) -> None:
         for request in group:
             if request["execute_result"] is not None:
@@ -248,9 +243,9 @@ def show_outputs(
             streams("stderr", group)
         if not rich:
             continue
-        shown: list[tuple[Metadata, Sequence[Mapping[str, Any]]]] = []
-        if not result_only:
-            shown = [(request, request["outputs"]) for request in group]
+        shown: list[tuple[Metadata, Sequence[Mapping[str, Any]]]] = [
+            (request, () if result_only else request["outputs"]) for request in group
+        ]
         if groupby == "order":
             rounds = range(max((len(outputs) for _, outputs in shown), default=0))
             shown = [(request, outputs[i : i + 1]) for i in rounds for request, outputs in shown]
@@ -258,7 +253,8 @@ def show_outputs(
             has_result = groupby == "engine" and request["execute_result"] is not None
             if headings and (outputs or has_result):
                 _show_heading(request["engine_id"])
-            displays(request, outputs)
+            for output in outputs:
+                _publish(output, request["engine_id"])
         results(group)
 
 
@@ -314,7 +310,7 @@ class OutputStreamer:
     def _replay(self, child: MessageFuture, target: int | None, past: Metadata) -> None:
         pieces = chain(
             (("stream", {"name": name, "text": past[name]}) for name in ("stdout", "stderr")),
-            ((output.get("output_type", "display_data"), output) for output in past["outputs"]),
+            (("display_data", output) for output in past["outputs"]),
             ((name, past[name]) for name in ("execute_result", "error")),
         )
         for kind, content in pieces:
@@ -373,11 +369,13 @@ class OutputStreamer:
         self, child: MessageFuture, engine_id: int | None, content: RemoteError | Mapping[str, Any]
     ) -> None:
         error = content if isinstance(content, RemoteError) else unwrap_exception(content)
-        if not error.engine_info:
+        if error.engine_info.get("engine_id") is None:
+            # an engine need not know its own number
             error.engine_info = {
-                "engine_id": engine_id,
                 "engine_uuid": child.metadata["engine_uuid"],
                 "method": child.method,
+                **error.engine_info,
+                "engine_id": engine_id,
             }
         self._errors += 1
         full = self._errors <= CompositeError.tb_limit

@@ -735,7 +735,12 @@ def test_stream_output_shows_errors_briefly_after_the_limit(
     client: FakeClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     children = pending(6, "execute")
-    content = {"ename": "RuntimeError", "evalue": "oops", "traceback": ["tb", "RuntimeError: oops"]}
+    content = {
+        "ename": "RuntimeError",
+        "evalue": "oops",
+        "traceback": ["tb", "RuntimeError: oops"],
+        "engine_info": {"engine_id": None, "engine_uuid": "u", "method": "execute"},
+    }
     write(children[0], "error", **content)
     ar = AsyncResult(client, children, targets=list(range(6)))
     with ar.stream_output():
@@ -854,6 +859,9 @@ def test_display_single_and_result_only(client: FakeClient, shell: Shell) -> Non
     shell.published.clear()
     AsyncResult(client, [child]).display_outputs(result_only=True)
     assert shell.texts == ["Out[0:7]: r0"]
+    shell.published.clear()
+    AsyncResult(client, [child]).display_outputs("engine", result_only=True)
+    assert shell.texts == ["[output:0]", "Out[0:7]: r0"]
 
 
 def test_stream_output_in_a_kernel_grows_one_display_a_stream(
