@@ -55,10 +55,12 @@ class Hung(BaseException):
 
 def normalise(text: str) -> str:
     """Without what differs from run to run, on one line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(r"(\x1b|\\x1b)\[[0-9;]*m", "", text)
+    text = re.sub(r"[^\r\n]*\d+%\|[^\r\n]*/s\]", "", text)  # a progress bar
     text = re.sub(r"0x[0-9a-f]{6,}", "0x?", text)
-    text = re.sub(r"\b[0-9a-f]{8}-?[0-9a-f]{4}\S*_\d+", "<msg_id>", text)
-    return re.sub(r"\s*\n\s*", " | ", text.strip())
+    text = re.sub(r"Out\[(\d+):\d+\]", r"Out[\1:?]", text)
+    text = re.sub(r"\(\S+, line (\d+)\)", r"(line \1)", text)
+    return re.sub(r"\s*[\r\n]\s*", " | ", text.strip())
 
 
 def describe(error: BaseException, ipp: Any) -> str:
@@ -67,6 +69,8 @@ def describe(error: BaseException, ipp: Any) -> str:
     if isinstance(error, ipp.error.CompositeError):
         inside = ", ".join(f"{ename}: {evalue}" for ename, evalue, *_ in error.elist)
         return f"raised {name} [{inside}]"
+    if isinstance(error, ipp.error.AlreadyDisplayedError):
+        return f"raised {name} {error}"
     if isinstance(error, ipp.error.RemoteError):
         return f"raised {name} {error.ename}: {error.evalue}"
     return f"raised {name}"
