@@ -11,7 +11,7 @@ import pytest
 
 from pxcompat import engine, serialize
 from pxcompat.error import InvalidEngineId, NoEnginesRegistered, RemoteError
-from pxcompat.futures import Metadata, MessageFuture
+from pxcompat.futures import MessageFuture, Metadata
 
 
 class FakeClient:
@@ -58,24 +58,23 @@ class FakeClient:
         self.requests.append((engine_id, kw, function, arguments))
 
         def run() -> None:
+            failure, value = None, None
             try:
                 value = self._run(engine_id or 0, function, arguments, kw)
             except Exception as error:
-                end = lambda: future.fail(RemoteError(type(error).__name__, str(error), None))  # noqa: E731
-                self._end(future, end)
+                failure = RemoteError(type(error).__name__, str(error), None)
+            self.outstanding.discard(msg_id)
+            if failure is None:
+                future.finish_value(value)
             else:
-                self._end(future, lambda: future.finish_value(value))
+                future.fail(failure)
+            future.output.set_result(None)
 
         if self.hold:
             self._held.append(run)
         else:
             run()
         return future
-
-    def _end(self, future: MessageFuture, end: Any) -> None:
-        self.outstanding.discard(future.msg_id)
-        end()
-        future.output.set_result(None)
 
     def release(self) -> None:
         held, self._held = self._held, []
@@ -91,7 +90,7 @@ class FakeClient:
                 return exec(kw["code"], namespace)
             f = serialize.loads(function, namespace)
             args, kwargs = serialize.loads(arguments, namespace)
-            return [f(*items) for items in zip(*args)] if kw.get("map") else f(*args, **kwargs)
+            return list(map(f, *args)) if kw.get("map") else f(*args, **kwargs)
         finally:
             engine.set_current(None, process=False)
 

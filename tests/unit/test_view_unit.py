@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from traitlets import TraitError
 
-from pxcompat import serialize
 from pxcompat.asyncresult import AsyncMapResult, AsyncResult
 from pxcompat.baseview import HISTORY, History, View
 from pxcompat.dependency import Dependency
@@ -53,7 +52,8 @@ def test_repr_and_len(client, view, one, balanced):
     assert repr(one) == "<DirectView 1>"
     assert repr(balanced) == "<LoadBalancedView None>"
     assert repr(DirectView(client, targets=list(range(20)))) == "<DirectView [0, 1, 2, 3,...]>"
-    assert [len(v) for v in (view, one, balanced, DirectView(client, targets="all"))] == [3, 1, 3, 3]
+    every = DirectView(client, targets="all")
+    assert [len(v) for v in (view, one, balanced, every)] == [3, 1, 3, 3]
     assert len(LoadBalancedView(client, targets=[0, 1])) == 2
 
 
@@ -295,11 +295,10 @@ def test_sync_imports(client, view, capsys):
     import_before = builtins.__import__
     with view.sync_imports():
         import json
-        import os.path  # noqa: F401
+        import json as again  # noqa: F401
+        import os.path
         import wave  # imports others, which are not repeated
         from collections import Counter, deque  # noqa: F401
-
-        import json as again  # noqa: F401
     assert builtins.__import__ is import_before
     assert capsys.readouterr().out.splitlines() == [
         "importing json on engine(s)",
