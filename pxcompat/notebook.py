@@ -311,10 +311,11 @@ class _Run:
         with suppress(asyncio.CancelledError):
             await self.manager.shutdown_kernel()
         if self.stopped_by is not None:
-            _, alive = psutil.wait_procs(family, timeout=3)
-            for process in alive:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            for end in (psutil.Process.terminate, psutil.Process.kill):
+                for process in family:
+                    with suppress(psutil.NoSuchProcess):
+                        end(process)
+                _, family = psutil.wait_procs(family, timeout=3)
         if self.manager.has_kernel:
             await self.manager.shutdown_kernel(now=True)
 
