@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from traitlets import Any as AnyTrait, Bool, HasTraits
 
 from .asyncresult import AsyncResult
+from .bounded import BoundedList
 from .executor import ViewExecutor
 from .futures import MessageFuture
 from .protocol import Frames
@@ -17,23 +18,7 @@ from .remotefunction import ParallelFunction, RemoteFunction, parallel, remote
 if TYPE_CHECKING:
     from .client import Client
 
-__all__ = ["History", "View"]
-
-#: msg_ids that a view remembers at least
-HISTORY = 1 << 16
-
-
-class History(list[str]):
-    """The latest msg_ids: a list that forgets its oldest items beyond :data:`HISTORY`."""
-
-    def append(self, msg_id: str) -> None:
-        self.extend((msg_id,))
-
-    def extend(self, msg_ids: Iterable[str]) -> None:
-        super().extend(msg_ids)
-        # in large steps, since each moves the whole list
-        if len(self) > HISTORY + HISTORY // 4:
-            del self[:-HISTORY]
+__all__ = ["View"]
 
 
 class View(HasTraits):
@@ -80,7 +65,7 @@ class View(HasTraits):
         super().__init__()
         self.client = client
         self.results = client.results
-        self.history: list[str] = History()
+        self.history: list[str] = BoundedList()
         self._outstanding: set[str] = set()
         self._sync_at = 1024
         self.executor = ViewExecutor(self)
@@ -158,9 +143,9 @@ class View(HasTraits):
 
     def _sent(self, futures: Iterable[MessageFuture]) -> None:
         """Remember requests of this view."""
-        msg_ids = [future.msg_id for future in futures]
-        self.history.extend(msg_ids)
-        self._outstanding.update(msg_ids)
+        for future in futures:
+            self.history.append(future.msg_id)
+            self._outstanding.add(future.msg_id)
         # what has ended is dropped now and then, not at each request: that would be quadratic
         if len(self._outstanding) > self._sync_at:
             self._sync_results()
@@ -224,7 +209,7 @@ class View(HasTraits):
         """Do nothing: results arrive by themselves.  Kept for compatibility."""
         self.client.spin()
 
-    def wait(self, jobs: Any = None, timeout: float | None = -1) -> bool:
+    def wait(self, jobs: Any = None, timeout: float = -1) -> bool:
         """Wait for requests.
 
         Parameters
@@ -240,7 +225,7 @@ class View(HasTraits):
             Whether all are done.
         """
         jobs = list(self.outstanding) if jobs is None else self._named(jobs)
-        return bool(self.client.wait(jobs, timeout))
+        return self.client.wait(jobs, timeout)
 
     def _named(self, jobs: Any) -> Any:
         """Jobs with indices of the history replaced by msg_ids."""
