@@ -20,6 +20,7 @@
            ├ ConnectError            a cluster does not answer, and at which stage (a TimeoutError too)
            ├ BackendError            a backend is missing or failed to start
            └ RemoteError             user code raised on an engine
+              ├ EngineDied           ... or its engine died (an EngineError too)
               ├ CompositeError       ... on several
               └ AlreadyDisplayedError  ... and its traceback was streamed already
 
@@ -179,6 +180,24 @@ class RemoteError(KernelError):
     def print_traceback(self, excid: int | None = None) -> None:
         """Print the remote traceback to stdout."""
         sys.stdout.write("\n".join(self.render_traceback()) + "\n")
+
+
+class EngineDied(RemoteError, EngineError):
+    """The engine died while it had the request.
+
+    ipyparallel raises a RemoteError named ``EngineError`` here; this is one, and an
+    :class:`EngineError` too.
+    """
+
+    def __init__(self, evalue: str, engine_info: EngineInfoDict | None = None) -> None:
+        super().__init__("EngineError", evalue, None, engine_info)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (EngineDied, (self.evalue, self.engine_info))
+
+    def render_traceback(self) -> list[str]:
+        """The reason: there is no traceback of a process that is gone."""
+        return [str(self)]
 
 
 #: (ename, evalue, traceback, engine_info) of one exception in a CompositeError

@@ -95,6 +95,8 @@ class MessageFuture(Future[Any]):
         self.metadata = metadata if metadata is not None else Metadata(msg_id=msg_id)
         self.output: Future[None] = Future()
         self.sent: Future[None] = Future()
+        #: how many output events have arrived
+        self.outputs = 0
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
         self._frames: Frames | None = None
@@ -132,12 +134,12 @@ class MessageFuture(Future[Any]):
         with self._lock:
             if self._decode is None:
                 return
-            decode, frames = self._decode, self._frames
-            self._decode = self._frames = None
             try:
-                self._value = decode(frames or [])
+                self._value = self._decode(self._frames or [])
             except Exception as error:
                 self._failure = error
+            # an interrupt gets past this, and the result can be asked for again
+            self._decode = self._frames = None
 
     @property
     def nbytes(self) -> int:

@@ -193,7 +193,16 @@ class Capabilities:
 
 
 class EventSink(Protocol):
-    """What a backend reports to.  Thread-safe; implemented by ``dispatch``."""
+    """What a backend reports to.  Thread-safe; implemented by ``dispatch``.
+
+    Attributes
+    ----------
+    session
+        The client's id: ``header["client"]`` of its requests, and what their msg_ids begin
+        with, up to the last ``_``.
+    """
+
+    session: str
 
     def engine_up(self, info: EngineInfo) -> None:
         """An engine is ready for requests.  Also said of every engine found at ``open``."""

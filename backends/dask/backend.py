@@ -114,7 +114,6 @@ class DaskBackend:
         self._info = info
         self._client: Client = client
         self._owns_client = client is None
-        self._session = uuid.uuid4().hex
         self._engines: dict[str, _Engine] = {}
         self._balanced = balanced.Submitter(self)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -218,7 +217,7 @@ class DaskBackend:
     async def _dial(self, address: str, op: str, role: str = "client") -> Any:
         args = self._client.security.get_connection_args(role)
         comm = await connect(address, deserialize=False, **args)
-        await comm.write({"op": op, "client": self._session, "reply": False})
+        await comm.write({"op": op, "client": self.sink.session, "reply": False})
         return comm
 
     async def _open(self) -> None:

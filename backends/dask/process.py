@@ -104,7 +104,6 @@ async def _run_worker(spec: EngineSpec, engine: Any) -> None:
         stopping.cancel()
         _end_soon(engine)
     else:
-        await service.close()
         await worker.close(executor_wait=False, nanny=False, reason="engine-stopped")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from distributed import Worker, WorkerPlugin
 from distributed.comm import Comm, connect
+from distributed.comm.inproc import InProc
 from distributed.protocol.serialize import Serialized
 
 from pxcompat.engine.runtime import Engine
@@ -142,10 +143,10 @@ class Service:
         )
 
     async def close(self) -> None:
-        """Say what is left to say and withdraw the offer."""
+        """Say what is left to say and withdraw the offer; Dask calls this, as of every
+        extension, when the worker closes."""
         for name in ("engine", "blob", "signal", "stop"):
             self.worker.handlers.pop(f"pxcompat_{name}", None)
-        self.worker.extensions.pop("pxcompat", None)
         await asyncio.gather(*(channel.finish(1) for channel in list(self._channels)))
 
     def peer(self, client: str) -> _Peer:
@@ -277,12 +278,15 @@ class Service:
             raise LookupError(f"{blob.address} no longer has it")
         return list(answer.frames)
 
-    async def get_blob(self, blob_id: str) -> Any:
+    async def get_blob(self, comm: Comm, blob_id: str) -> Any:
         """A blob's frames, for another engine."""
         arrived = self._arrivals.setdefault(blob_id, asyncio.Event())
         await asyncio.wait_for(arrived.wait(), FETCH_TIMEOUT)
         frames = self._blobs.get(blob_id)
-        return None if frames is None else Serialized({}, list(frames))
+        if frames is None:
+            return None
+        shared = isinstance(comm, InProc)
+        return Serialized({}, [bytearray(f) for f in frames] if shared else list(frames))
 
 
 class EnginePlugin(WorkerPlugin):
@@ -321,5 +325,6 @@ class EnginePlugin(WorkerPlugin):
         service = getattr(self, "_service", None)
         if service is not None:
             await service.close()
+            worker.extensions.pop("pxcompat", None)
             worker.executors.pop("pxcompat", None)
             service.engine.stop()

@@ -1,0 +1,82 @@
+"""Containers that do not grow with the session."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any, Generic, TypeVar
+
+__all__ = ["BoundedDict", "BoundedList"]
+
+T = TypeVar("T")
+
+
+class BoundedList(list[T], Generic[T]):
+    """A list that forgets its first items when it gets longer than ``limit``.
+
+    Forgotten in blocks, so that appending stays cheap.
+    """
+
+    def __init__(self, limit: int = 65_536) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def append(self, item: T) -> None:
+        super().append(item)
+        if len(self) > self.limit + self.limit // 4:
+            del self[: len(self) - self.limit]
+
+
+class BoundedDict(MutableMapping[str, T]):
+    """A mapping that forgets its oldest items beyond a number or a size.
+
+    Parameters
+    ----------
+    max_count : int
+    max_bytes : int, optional
+    size : callable, optional
+        Size in bytes of a value when it is put in.
+    """
+
+    def __init__(
+        self,
+        max_count: int,
+        max_bytes: int | None = None,
+        size: Callable[[Any], int] = lambda value: 0,
+    ) -> None:
+        self.max_count = max_count
+        self.max_bytes = max_bytes
+        self._size = size
+        self._items: OrderedDict[str, tuple[T, int]] = OrderedDict()
+        self._nbytes = 0
+
+    def __getitem__(self, key: str) -> T:
+        return self._items[key][0]
+
+    def __setitem__(self, key: str, value: T) -> None:
+        self._discard(key)
+        size = self._size(value)
+        self._items[key] = value, size
+        self._nbytes += size
+        while len(self._items) > self.max_count or (
+            self.max_bytes is not None and self._nbytes > self.max_bytes and len(self._items) > 1
+        ):
+            self._discard(next(iter(self._items)))
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self._items:
+            raise KeyError(key)
+        self._discard(key)
+
+    def _discard(self, key: str) -> None:
+        _, size = self._items.pop(key, (None, 0))
+        self._nbytes -= size
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._items))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._items

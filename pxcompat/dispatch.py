@@ -1,0 +1,434 @@
+"""The one writer of futures: what was sent, what is outstanding, and what became of it.
+
+::
+
+    view ── submit() ──> Dispatcher ── Backend.send() ──> engine
+    AsyncResult <── MessageFuture <── Dispatcher <── EventSink ── backend's thread
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from datetime import datetime, timezone
+from typing import Any
+
+from . import serialize
+from .bounded import BoundedDict, BoundedList
+from .display import ExecuteReply
+from .error import EngineDied, TaskAborted, unwrap_exception
+from .futures import MessageFuture, Metadata
+from .protocol import Backend, EngineInfo, Frames, Handle, OutputEvent, Reply, Request
+
+__all__ = ["Dispatcher", "Results"]
+
+log = logging.getLogger("pxcompat")
+
+#: finished requests that a client remembers without anybody holding their AsyncResult
+MAX_RESULTS = 1024
+MAX_RESULT_BYTES = 1 << 30
+#: outcomes (ok or not, and where) remembered for dependencies, and ids in ``history``
+MAX_OUTCOMES = 65_536
+
+
+class Results(MutableMapping[str, Any]):
+    """``client.results``: finished requests' results, or exceptions, by msg_id.
+
+    Unpickled when they are looked at.  Bounded: the oldest are forgotten.
+    """
+
+    def __init__(self) -> None:
+        self.futures: BoundedDict[MessageFuture] = BoundedDict(
+            MAX_RESULTS, MAX_RESULT_BYTES, lambda future: future.nbytes
+        )
+
+    def __getitem__(self, msg_id: str) -> Any:
+        return self.futures[msg_id].value()
+
+    def __setitem__(self, msg_id: str, value: Any) -> None:
+        future = MessageFuture(msg_id)
+        future.finish_value(value)
+        self.futures[msg_id] = future
+
+    def __delitem__(self, msg_id: str) -> None:
+        del self.futures[msg_id]
+
+    def pop(self, msg_id: str, default: Any = None) -> Any:
+        """Forget a result without unpickling it; ``default`` always comes back."""
+        if msg_id in self.futures:
+            del self.futures[msg_id]
+        return default
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.futures)
+
+    def __len__(self) -> int:
+        return len(self.futures)
+
+    def __contains__(self, msg_id: object) -> bool:
+        return msg_id in self.futures
+
+
+class Dispatcher:
+    """One client's requests (the :class:`~pxcompat.protocol.EventSink` of its backend).
+
+    Attributes
+    ----------
+    session : str
+        The client's id; its msg_ids begin with it.
+    engines : dict
+        Key to :class:`EngineInfo` of the engines that are there.
+    outstanding : dict
+        msg_id to the request's future, until it has its reply.
+    by_engine : dict
+        Key of an engine to the ids of the requests that are outstanding there.
+    """
+
+    def __init__(self) -> None:
+        self.session = uuid.uuid4().hex
+        self.backend: Backend
+        self.lock = threading.RLock()
+        self.engines: dict[str, EngineInfo] = {}
+        self.ids: dict[str, int] = {}
+        self.outstanding: dict[str, MessageFuture] = {}
+        self.by_engine: defaultdict[str, set[str]] = defaultdict(set)
+        self.history: BoundedList[str] = BoundedList(MAX_OUTCOMES)
+        self.results = Results()
+        self.metadata: BoundedDict[Metadata] = BoundedDict(MAX_OUTCOMES)
+        self.outcomes: BoundedDict[tuple[str, str | None]] = BoundedDict(MAX_OUTCOMES)
+        self.engines_changed = threading.Condition(self.lock)
+        self.engine_callbacks: list[Callable[[dict[str, Any]], None]] = []
+        #: asked before a reply is final: True when it has been taken care of (a retry)
+        self.intercept: Callable[[Reply], bool] = lambda reply: False
+        #: told of every final outcome, and of every engine that comes or goes
+        self.on_change: Callable[[], None] = lambda: None
+        self.lost: str | None = None
+        self._awaited: dict[str, tuple[MessageFuture, int]] = {}
+        self._count = itertools.count()
+
+    # -- sending -------------------------------------------------------------------
+
+    def new_id(self) -> str:
+        """A new msg_id."""
+        return f"{self.session}_{next(self._count)}"
+
+    def register(
+        self, kind: str, label: str, key: str | None, header: dict[str, Any] | None = None
+    ) -> MessageFuture:
+        """The future of a request that is about to be sent (to the engine ``key``)."""
+        now = time.time()
+        msg_id = self.new_id()
+        info = self.engines.get(key) if key else None
+        header = header or {}
+        metadata = Metadata(
+            msg_id=msg_id,
+            submitted=_datetime(now),
+            engine_uuid=key,
+            engine_id=info.id if info else None,
+            after=header.get("after", []),
+            follow=header.get("follow", []),
+            label=header.get("label"),
+        )
+        future = MessageFuture(msg_id, kind, metadata)
+        with self.lock:
+            self.history.append(msg_id)
+            self.track(future, key)
+        return future
+
+    def track(self, future: MessageFuture, key: str | None) -> None:
+        """Take a future as outstanding (on the engine ``key``)."""
+        with self.lock:
+            self.outstanding[future.msg_id] = future
+            self.metadata[future.msg_id] = future.metadata
+            if key is not None:
+                self.by_engine[key].add(future.msg_id)
+
+    def forget(self, msg_id: str) -> None:
+        """Take back :meth:`track`."""
+        with self.lock:
+            self.outstanding.pop(msg_id, None)
+            self.metadata.pop(msg_id, None)
+
+    def header(self, future: MessageFuture, header: dict[str, Any] | None) -> dict[str, Any]:
+        """The header of a request."""
+        submitted = future.metadata["submitted"].timestamp()
+        return {"client": self.session, "submitted": submitted, **(header or {})}
+
+    def apply(
+        self,
+        keys: Sequence[str],
+        function: Frames,
+        arguments: Frames,
+        *,
+        label: str,
+        map: bool = False,
+        header: dict[str, Any] | None = None,
+    ) -> list[MessageFuture]:
+        """Have engines call a function; one request an engine."""
+        payload: Frames | Handle = arguments
+        threshold = self.backend.capabilities.put_threshold
+        if len(keys) > 1 and sum(memoryview(f).nbytes for f in arguments) >= threshold:
+            payload = self.backend.put(arguments, keys)
+        futures = []
+        for key in keys:
+            future = self.register("apply", label, key, header)
+            content = {"map": True} if map else {}
+            request = Request(
+                future.msg_id,
+                "apply",
+                label,
+                content,
+                function,
+                payload,
+                self.header(future, header),
+            )
+            self.send(key, request)
+            futures.append(future)
+        return futures
+
+    def execute(
+        self,
+        key: str,
+        code: str,
+        *,
+        silent: bool,
+        store_history: bool,
+        label: str,
+        header: dict[str, Any] | None = None,
+    ) -> MessageFuture:
+        """Have an engine run code in its shell."""
+        future = self.register("execute", label, key, header)
+        if not silent:
+            future.metadata["execute_input"] = code
+        content = {"code": code, "silent": silent, "store_history": store_history}
+        request = Request(
+            future.msg_id, "execute", label, content, header=self.header(future, header)
+        )
+        self.send(key, request)
+        return future
+
+    def send(self, key: str, request: Request) -> None:
+        """Send a registered request, unless its engine is known to be gone."""
+        with self.lock:
+            gone = self.lost or (None if key in self.engines else "it is gone")
+        if gone:
+            self._strand(key, [request.msg_id], gone)
+        else:
+            self.backend.send(key, [request])
+
+    # -- EventSink -------------------------------------------------------------------
+
+    def engine_up(self, info: EngineInfo) -> None:
+        with self.lock:
+            self.engines[info.key] = info
+            self.ids[info.key] = info.id
+            callbacks = list(self.engine_callbacks)
+            self.engines_changed.notify_all()
+        self._call_back(callbacks, {"event": "register", "id": info.id, "uuid": info.key})
+        self.on_change()
+
+    def engine_down(self, key: str, reason: str) -> None:
+        with self.lock:
+            info = self.engines.pop(key, None)
+            stranded = list(self.by_engine.pop(key, ()))
+            callbacks = list(self.engine_callbacks)
+            self.engines_changed.notify_all()
+        self._strand(key, stranded, reason)
+        if info is not None:
+            self._call_back(callbacks, {"event": "unregister", "id": info.id, "uuid": key})
+        self.on_change()
+
+    def disconnected(self, reason: str) -> None:
+        with self.lock:
+            self.lost = reason
+            keys = list(self.engines)
+        for key in keys:
+            self.engine_down(key, reason)
+        with self.lock:
+            rest = list(self.outstanding)
+        self._strand(None, rest, reason)
+
+    @staticmethod
+    def _call_back(callbacks: list[Callable[[dict[str, Any]], None]], event: dict[str, Any]) -> None:
+        for callback in callbacks:
+            try:
+                callback(event)
+            except Exception:
+                log.exception("a registration callback failed")
+
+    def _strand(self, key: str | None, msg_ids: Sequence[str], reason: str) -> None:
+        """Fail requests that will get no reply."""
+        engine_id = self.ids.get(key) if key else None
+        for msg_id in msg_ids:
+            with self.lock:
+                future = self.outstanding.get(msg_id)
+            if future is None:
+                continue
+            where = f"Engine {engine_id}" if engine_id is not None else "The cluster"
+            what = f"died while running task {msg_id!r}: {reason}"
+            info = {"engine_id": engine_id, "engine_uuid": key, "method": future.method}
+            failure = EngineDied(f"{where} {what}", info if key else None)
+            future.metadata["status"] = "error"
+            self._end(future, key, "error", lambda f=future, e=failure: f.fail(e))
+            _complete(future.output)
+
+    def sent(self, msg_id: str) -> None:
+        with self.lock:
+            future = self.outstanding.get(msg_id)
+        if future is not None:
+            _complete(future.sent)
+
+    def started(self, msg_id: str, key: str) -> None:
+        with self.lock:
+            future = self.outstanding.get(msg_id)
+            if future is None:
+                return
+            self.by_engine[key].add(msg_id)
+            future.metadata["engine_uuid"] = key
+            future.metadata["engine_id"] = self.ids.get(key)
+
+    def output(self, msg_id: str, event: OutputEvent) -> None:
+        with self.lock:
+            future = self.outstanding.get(msg_id)
+            awaited = None
+            if future is None and msg_id in self._awaited:
+                future, awaited = self._awaited[msg_id]
+        if future is None:
+            return  # output of a thread that outlived its request, for nobody
+        if event.type == "error":
+            event.content = self._with_id(event.content, future.metadata["engine_uuid"])
+        future.write_output(event, lambda metadata: _record(metadata, event))
+        if awaited is not None and event.seq + 1 >= awaited:
+            with self.lock:
+                self._awaited.pop(msg_id, None)
+            _complete(future.output)
+        else:
+            future.outputs = event.seq + 1
+
+    def reply(self, reply: Reply) -> None:
+        with self.lock:
+            future = self.outstanding.get(reply.msg_id)
+        if future is None:
+            return
+        if self.intercept(reply):
+            return
+        md = future.metadata
+        md["status"] = reply.status
+        md["received"] = _datetime(time.time())
+        if reply.engine is not None:
+            md["engine_uuid"] = reply.engine
+            md["engine_id"] = self.ids.get(reply.engine)
+        if reply.started is not None:
+            md["started"] = _datetime(reply.started)
+        if reply.completed is not None:
+            md["completed"] = _datetime(reply.completed)
+        key = reply.engine
+        if future.outputs >= reply.outputs:
+            _complete(future.output)
+        else:
+            with self.lock:
+                self._awaited[reply.msg_id] = (future, reply.outputs)
+        if reply.status == "aborted":
+            self._end(future, key, "aborted", lambda: future.fail(TaskAborted(reply.msg_id)))
+        elif reply.status == "error":
+            failure = unwrap_exception(self._with_id(reply.content, reply.engine))
+            md["error"] = failure
+            self._end(future, key, "error", lambda: future.fail(failure))
+        elif future.method == "execute":
+            result = ExecuteReply(reply.msg_id, reply.content, md)
+            self._end(future, key, "ok", lambda: future.finish_value(result))
+        else:
+            frames = reply.result or []
+            self._end(future, key, "ok", lambda: future.finish(frames, serialize.loads))
+
+    def _with_id(self, content: dict[str, Any], key: str | None) -> dict[str, Any]:
+        info = dict(content.get("engine_info") or {})
+        if info and info.get("engine_id") is None and key is not None:
+            info["engine_id"] = self.ids.get(key)
+        return {**content, "engine_info": info}
+
+    def _end(
+        self, future: MessageFuture, key: str | None, status: str, finish: Callable[[], None]
+    ) -> None:
+        msg_id = future.msg_id
+        with self.lock:
+            if self.outstanding.pop(msg_id, None) is None:
+                return  # somebody was faster
+            for where in {key, future.metadata["engine_uuid"]}:
+                if where in self.by_engine:
+                    self.by_engine[where].discard(msg_id)
+            self.outcomes[msg_id] = status, key or future.metadata["engine_uuid"]
+            # before the future is done: its AsyncResult may forget it again at once
+            self.results.futures[msg_id] = future
+        _complete(future.sent)
+        finish()
+        self.on_change()
+
+    def fail(self, msg_id: str, error: BaseException) -> None:
+        """End a request that was never sent."""
+        with self.lock:
+            future = self.outstanding.get(msg_id)
+        if future is None:
+            return
+        future.metadata["status"] = "error"
+        self._end(future, None, "error", lambda: future.fail(error))
+        _complete(future.output)
+
+
+def _complete(future: Future[None]) -> None:
+    """Mark a side of a request as done, if it is not."""
+    with contextlib.suppress(InvalidStateError):
+        future.set_result(None)
+
+
+def _datetime(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def _overwritten(text: str) -> str:
+    """The text with what a carriage return overwrites taken out, as a terminal shows it."""
+    if "\r" not in text:
+        return text
+    lines = text.replace("\r\n", "\n").split("\n")
+    last = len(lines) - 1
+    shown = []
+    for number, line in enumerate(lines):
+        trailing = "\r" if number == last and line.endswith("\r") else ""
+        shown.append(line.rstrip("\r").rpartition("\r")[2] + trailing)
+    return "\n".join(shown)
+
+
+def _record(metadata: Metadata, event: OutputEvent) -> None:
+    """Note an output event in a request's metadata."""
+    content = event.content
+    if event.type == "stream":
+        before, newline, line = metadata[content["name"]].rpartition("\n")
+        metadata[content["name"]] = before + newline + _overwritten(line + content["text"])
+    elif event.type == "display_data":
+        metadata["outputs"].append({"output_type": "display_data", **content})
+    elif event.type == "update_display_data":
+        _update(metadata["outputs"], content)
+    elif event.type == "clear_output":
+        metadata["stdout"] = metadata["stderr"] = ""
+        metadata["outputs"].clear()
+    elif event.type == "execute_result":
+        metadata["execute_result"] = content
+    elif event.type == "error":
+        metadata["error"] = unwrap_exception(content)
+    elif event.type == "data":
+        metadata["data"] = {**metadata["data"], **serialize.loads(content["frames"])}
+
+
+def _update(outputs: list[dict[str, Any]], content: dict[str, Any]) -> None:
+    """Replace the displays that have the same display_id."""
+    wanted = (content.get("transient") or {}).get("display_id")
+    for output in outputs:
+        if (output.get("transient") or {}).get("display_id") == wanted:
+            output["data"], output["metadata"] = content["data"], content["metadata"]
