@@ -104,7 +104,7 @@ def targets_of(text: str, ids: Iterable[int], shell: InteractiveShell) -> Any:
 
 
 def _parser(name: str) -> MagicArgumentParser:
-    return MagicArgumentParser(prog=name)  # type: ignore[no-untyped-call]
+    return MagicArgumentParser(prog=name)
 
 
 def _signal(text: str) -> int | str:

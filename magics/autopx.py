@@ -13,7 +13,7 @@ __all__ = ["AutoPx"]
 
 
 class AutoPx:
-    """Sends a shell's cells to the engines, while enabled.
+    """Sends a shell's cells to the engines, from ``enable()`` to ``disable()``, once.
 
     It takes the place of ``shell.run_ast_nodes``, which every cell comes to, awaiting
     or not, once IPython has transformed and parsed it.
@@ -73,9 +73,9 @@ class AutoPx:
         self,
         nodelist: list[ast.stmt],
         cell_name: str,
-        *args: Any,
+        *,
         result: ExecutionResult | None = None,
-        **kwargs: Any,
+        **options: Any,
     ) -> bool | None:
         """Stand in for the shell's method; True when something was raised."""
 
@@ -83,25 +83,27 @@ class AutoPx:
             outer, self._here = self._here, True
             try:
                 failed: bool | None = await self._original(
-                    nodes, cell_name, *args, result=result, **kwargs
+                    nodes, cell_name, result=result, **options
                 )
                 return failed
             finally:
                 self._here = outer
 
+        info = None if result is None else result.info
         # a cell run from within one that runs here (%%px --local) belongs here too
-        if not self.enabled or self._here or result is None or not nodelist:
+        if not self.enabled or self._here or result is None or info is None or not nodelist:
             return await run_here(nodelist)
         magics = [_magic(node) for node in nodelist]
         if magics[0] in self.family:
             return await run_here(nodelist)
         if self.name not in magics:
-            return self._run_there(result.info.raw_cell, result)
+            return self._run_there(info.raw_cell, result)
         end = magics.index(self.name)
         if end and self._run_there(ast.unparse(ast.Module(nodelist[:end], [])), result):
             return True
         self.disable()
-        return await run_here(nodelist[end + 1 :])
+        rest = nodelist[end + 1 :]
+        return await run_here(rest) if rest else False
 
     def _run_there(self, code: str, result: ExecutionResult) -> bool:
         try:

@@ -87,7 +87,7 @@ def _interrupt(client: Client, result: AsyncResult, signal: int | str) -> None:
     # an engine that has finished may be at work for somebody else by now
     working = [
         target
-        for target, request in zip(result._targets, result._children, strict=True)
+        for target, request in zip(result._targets or (), result._children, strict=True)
         if not request.done()
     ]
     if working:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from os import environ
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, magics_class, no_var_expand
 
+from ..progress import noninteractive
 from .arguments import cell_parser, config_parser, documents, parse, result_parser, targets_of
 from .autopx import AutoPx
 from .execution import OUTPUT_TIMEOUT, Presentation, collect
@@ -24,12 +24,6 @@ __all__ = ["ParallelMagics"]
 _CELL = cell_parser()
 _CONFIG = config_parser()
 _RESULT = result_parser()
-
-
-def _interactive() -> bool:
-    """Whether somebody watches; IPP_NONINTERACTIVE is what ipyparallel reads."""
-    silent = environ.get("PXCOMPAT_NONINTERACTIVE", environ.get("IPP_NONINTERACTIVE", ""))
-    return silent in {"", "0"}
 
 
 @magics_class
@@ -60,6 +54,9 @@ class ParallelMagics(Magics):
         Signal for the engines on a KeyboardInterrupt; None leaves it to the caller.
     """
 
+    shell: InteractiveShell
+    suffix: str
+
     def __init__(self, shell: InteractiveShell, view: DirectView | None, suffix: str = "") -> None:
         # IPython lists every Magics it meets, for %config; our predecessor there would
         # keep its view, and so its client, alive
@@ -73,7 +70,7 @@ class ParallelMagics(Magics):
         self.suffix = suffix
         self.last_result: AsyncResult | None = None
         self.verbose = False
-        self.stream_output = _interactive()
+        self.stream_output = not noninteractive()
         self.progress_after_seconds = 2.0
         self.signal_on_interrupt: int | str | None = "SIGINT"
 
@@ -84,20 +81,18 @@ class ParallelMagics(Magics):
             "autopx": self.autopx,
         }
         cell: dict[str, Callable[..., Any]] = {"px": self.cell_px}
-        # notebooks define these two names themselves; what a user defined stays theirs
+        # notebooks define a %%pxlocal of their own, ipyparallel having none: theirs stays
         if not _is_users(shell, "line", "pxlocal" + suffix):
             line["pxlocal"] = self.pxlocal
         if not _is_users(shell, "cell", "pxlocal" + suffix):
             cell["pxlocal"] = self.cell_pxlocal
-        if not suffix and not _is_users(shell, "line", "result"):
+        if not suffix:
             line["result"] = self.result
         self.magics = {
             kind: {name + suffix: method for name, method in table.items()}
             for kind, table in (("line", line), ("cell", cell))
         }
-        self._autopx = AutoPx(
-            shell, "autopx" + suffix, {n + suffix for n in line if n != "autopx"}, self._run
-        )
+        self._autopx: AutoPx | None = None
 
     def _active(self) -> DirectView:
         if self.view is None:
@@ -246,16 +241,17 @@ class ParallelMagics(Magics):
             In [3]: %autopx
             %autopx disabled
         """
-        if self._autopx.enabled:
+        if self._autopx is not None and self._autopx.enabled:
             self._autopx.disable()
-        else:
-            self._active()
-            self._autopx.enable()
+            return
+        self._active()
+        family = {name + self.suffix for name in ("px", "pxlocal", "pxresult", "pxconfig")}
+        self._autopx = AutoPx(
+            self.shell, "autopx" + self.suffix, family, execute=self.parallel_execute
+        )
+        self._autopx.enable()
 
     # -- running ---------------------------------------------------------------
-
-    def _run(self, code: str) -> None:
-        self.parallel_execute(code)
 
     def parallel_execute(
         self,
@@ -309,7 +305,8 @@ class ParallelMagics(Magics):
         if not block:
             return result
         how = Presentation(
-            stream=_first(stream_output, self.stream_output),
+            # what the engines said while the cell ran here is late for streaming
+            stream=_first(stream_output, self.stream_output and not local),
             groupby=groupby,
             progress_after=_first(progress_after, self.progress_after_seconds),
             signal_on_interrupt=_first(signal_on_interrupt, self.signal_on_interrupt),
