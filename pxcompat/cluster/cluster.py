@@ -1,0 +1,674 @@
+"""ipyparallel's Cluster: one controller and sets of engines, started and stopped from Python."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+import string
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from traitlets import (
+    Any as AnyTrait,
+    Bool,
+    Dict,
+    Float,
+    Integer,
+    List,
+    Unicode,
+    default,
+    import_item,
+    observe,
+    validate,
+)
+from traitlets.config import Application, Config, LoggingConfigurable
+
+from ..error import BackendError, ConnectionFileError, InvalidEngineId
+from ..protocol import Backend, LaunchSpec
+from . import connection as connections, profiles
+from .connection import AlreadyRunning, Connection
+from .daemon import spawn
+from .launcher import (
+    STOP_TIMEOUT,
+    Controller,
+    EngineSet,
+    OwnController,
+    Plan,
+    find_launcher_class,
+    launch,
+    result,
+)
+from .settings import PxCompat, backend_options, load_config
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+__all__ = ["Cluster"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+C = TypeVar("C", bound="Cluster")
+
+
+def _twin(
+    method: Callable[Concatenate[C, P], T],
+) -> Callable[Concatenate[C, P], Coroutine[Any, Any, T]]:
+    """The coroutine method that does the same as a blocking one, on a thread."""
+
+    @functools.wraps(method)
+    async def twin(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        # looked up by name, so that a subclass need override only one of the two
+        blocking = functools.partial(getattr(self, method.__name__), *args, **kwargs)
+        return await asyncio.to_thread(blocking)
+
+    twin.__name__ = method.__name__.removesuffix("_sync")
+    twin.__qualname__ = method.__qualname__.removesuffix("_sync")
+    return twin
+
+
+class Cluster(LoggingConfigurable):
+    """A cluster of engines (ipyparallel.Cluster).
+
+    What starts or stops something exists twice: as a coroutine, and with ``_sync`` appended
+    as a method that blocks.  As a context manager a cluster starts, gives a connected
+    :class:`~pxcompat.Client` once all engines are up, and stops at the end::
+
+        with ipp.Cluster(n=4) as rc:
+            rc[:].apply_sync(os.getpid)
+
+    Parameters
+    ----------
+    n : int
+        Engines to start; default is ``PXCOMPAT_N``, the profile's configuration, or one for
+        each CPU.
+    backend : str
+        What the cluster runs on; default is ``PXCOMPAT_BACKEND``, the profile's
+        configuration, or ``"dask"``.
+    profile, profile_dir : str
+        The IPython profile whose configuration is used and which the cluster is found by.
+    cluster_id : str
+        Tells clusters of one profile apart; default is a random string.  ``""`` is what
+        ``Client()`` looks for when it is not told otherwise.
+    shutdown_atexit : bool
+        False leaves the cluster running, held by a process of its own, when this process
+        ends.
+    engines, controller : str
+        ipyparallel's launchers.  Accepted; the backend starts the processes.
+    """
+
+    shutdown_atexit = Bool(
+        True, help="Stop the cluster when this process ends. To be set before it starts."
+    )
+    cluster_id = Unicode(help="The id of the cluster.").tag(to_dict=True)
+    profile = Unicode(help="The profile's name.")
+    profile_dir = Unicode(help="The profile's directory.").tag(to_dict=True)
+    cluster_file = Unicode(help="The connection file; '' to write none.")
+    backend = Unicode(help="What the cluster runs on.", config=True).tag(to_dict=True)
+    n = Integer(None, allow_none=True, min=0, config=True, help="How many engines to start.").tag(
+        to_dict=True
+    )
+    engine_timeout = Integer(60, config=True, help="Seconds to wait for engines to register.")
+    controller_ip = Unicode(
+        config=True,
+        help="The interface to listen on; loopback unless set, '*' for all.",
+    ).tag(to_dict=True)
+    load_profile = Bool(True, config=True, help="Use the configuration of the profile.")
+    log_level = Integer(logging.INFO)
+
+    # ipyparallel's, without a meaning here
+    controller_location = Unicode(config=True, help="Accepted, not used.").tag(to_dict=True)
+    controller_args = List(Unicode(), config=True, help="Accepted, not used.").tag(to_dict=True)
+    controller_launcher_class = AnyTrait(Controller, config=True, help="Accepted, not used.")
+    engine_launcher_class = AnyTrait(EngineSet, config=True, help="Accepted, not used.")
+    delay = Float(0, config=True, help="Accepted, not used.").tag(to_dict=True)
+    send_engines_connection_env = Bool(True, config=True, help="Accepted, not used.")
+
+    #: the running controller, or None
+    controller = AnyTrait()
+    #: engine set id -> :class:`EngineSet`
+    engines = Dict()
+
+    def __init__(self, *, engines: Any = None, controller: Any = None, **kwargs: Any) -> None:
+        for name, value in (("engine", engines), ("controller", controller)):
+            if value is not None and kwargs.setdefault(f"{name}_launcher_class", value) != value:
+                raise TypeError(f"give {name}_launcher_class or its shorter name, not both")
+        if "parent" not in kwargs and "config" not in kwargs:
+            kwargs["parent"] = _ipython()
+        parent = kwargs.get("parent")
+        direct = kwargs.pop("config", None) or getattr(parent, "config", None) or Config()
+        own = direct.get("Cluster", {})
+
+        self._place = profiles.find(
+            kwargs.get("profile"), profile_dir=kwargs.get("profile_dir"), must_exist=False
+        )
+        kwargs["profile_dir"] = str(self._place.path)
+        from_profile = Config()
+        if kwargs.get("load_profile", own.get("load_profile", True)):
+            from_profile = load_config(self._place, "ipcluster_config", "pxcompat_config")
+        given = {name: kwargs.get(name, own.get(name)) for name in ("n", "backend")}
+        self._settings = PxCompat.resolve(
+            self._place,
+            config=from_profile,
+            sections=("Cluster", "PxCompat"),
+            backend=given["backend"],
+            n=given["n"] or None,  # 0 is a controller alone, which only a Cluster can start
+        )
+        kwargs["backend"] = self._settings.backend
+        kwargs["n"] = self._settings.n if given["n"] is None else given["n"]
+
+        config = Config()
+        config.merge(from_profile)
+        config.merge(direct)
+        self._lock = threading.RLock()
+        self._context_client: Client | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
+        super().__init__(**kwargs, config=config)
+
+    # -- traits -----------------------------------------------------------------------
+
+    @default("cluster_id")
+    def _default_cluster_id(self) -> str:
+        suffix = "".join(random.choices(string.ascii_lowercase + string.digits, k=4))
+        return f"{int(time.time())}-{suffix}"
+
+    @default("cluster_file")
+    def _default_cluster_file(self) -> str:
+        return str(self._place.connection_file(self.cluster_id))
+
+    @default("log")
+    def _default_log(self) -> Any:
+        if self.parent is not None and self.parent is not _ipython():
+            return self.parent.log
+        if self.parent is None and Application.initialized():
+            return Application.instance().log
+        log = logging.getLogger(f"{__name__}.{self.cluster_id}")
+        log.setLevel(self.log_level)
+        if self.parent is not None:
+            # in a notebook what a cluster does belongs under the cell
+            log.handlers = [logging.StreamHandler(sys.stdout)]
+            log.propagate = False
+        return log
+
+    @validate("controller_launcher_class", "engine_launcher_class")
+    def _launcher_class(self, proposal: Any) -> Any:
+        kind = proposal.trait.name.partition("_")[0]
+        ours = find_launcher_class("local", kind)
+        named = proposal.value
+        if isinstance(named, str) and not named.rpartition(".")[2].lower().startswith("local"):
+            self.log.warning(
+                "%s=%r is not used: the %s backend starts the processes, on this machine.",
+                proposal.trait.name,
+                named,
+                self.backend,
+            )
+        return named if isinstance(named, type) and issubclass(named, ours) else ours
+
+    @observe("shutdown_atexit")
+    def _too_late(self, change: Any) -> None:
+        if not change.new and isinstance(self.controller, OwnController):
+            self.log.warning(
+                "The cluster will end with this process: shutdown_atexit=False has to be set"
+                " before the cluster is started."
+            )
+
+    def __repr__(self) -> str:
+        fields = {"cluster_id": repr(self.cluster_id)}
+        if self._place.name == str(self._place.path):
+            home = str(Path.home()) + "/"
+            shown = self.profile_dir
+            if shown.startswith(home):
+                shown = "~/" + shown.removeprefix(home)
+            fields["profile_dir"] = repr(shown)
+        else:
+            fields["profile"] = repr(self._place.name)
+        if self.controller is not None:
+            fields["controller"] = f"<{self.controller.state}>"
+        if self.engines:
+            fields["engine_sets"] = repr(list(self.engines))
+        return f"<{type(self).__name__}({', '.join(f'{k}={v}' for k, v in fields.items())})>"
+
+    # -- saving -----------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able description; :meth:`from_dict` finds the cluster again by it.
+
+        Holds no credentials: those stay in the connection file, which it names.
+        """
+        described: dict[str, Any] = {
+            "cluster": {name: getattr(self, name) for name in sorted(self.traits(to_dict=True))}
+        }
+        described["cluster"]["class"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        if self._is_running():
+            connection = self.connection
+            described["controller"] = {
+                "class": self.backend,
+                "state": {
+                    "state": "running",
+                    "cluster_file": self.cluster_file,
+                    "pid": connection.pid,
+                    "host": connection.host,
+                    "address": connection.address,
+                    "started": connection.started,
+                },
+            }
+        described["engines"] = {
+            "class": self.backend,
+            "sets": {
+                engine_set_id: {"n": engine_set.n, "engines": engine_set.names}
+                for engine_set_id, engine_set in self.engines.items()
+                if engine_set.running
+            },
+        }
+        return described
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any], **kwargs: Any) -> Cluster:
+        """The cluster that :meth:`to_dict` described, as it is now."""
+        described = dict(d["cluster"])
+        name = described.pop("class", None)
+        if name and (specified := import_item(name)) is not cls and issubclass(specified, Cluster):
+            return specified.from_dict(d, **kwargs)
+        if state := (d.get("controller") or {}).get("state"):
+            described["cluster_file"] = state["cluster_file"]
+        kwargs.setdefault("shutdown_atexit", False)
+        cluster = cls(**{**described, **kwargs})
+        if state and state["cluster_file"]:
+            try:
+                cluster._attach(connections.read(state["cluster_file"]))
+            except ConnectionFileError as exc:
+                cluster.log.error("Cluster %s is not running: %s", cluster.cluster_id, exc)
+        return cluster
+
+    @classmethod
+    def from_file(
+        cls,
+        cluster_file: str | None = None,
+        *,
+        profile: str | None = None,
+        profile_dir: str | None = None,
+        cluster_id: str = "",
+        **kwargs: Any,
+    ) -> Cluster:
+        """The running cluster that a connection file, or a profile and id, stand for.
+
+        With no arguments: the one that ``pxcluster start`` started.
+
+        Raises
+        ------
+        ConnectionFileError
+            Also a FileNotFoundError when there is no such file.
+        """
+        place = profiles.find(profile, profile_dir=profile_dir, must_exist=False)
+        path = Path(cluster_file) if cluster_file else place.connection_file(cluster_id)
+        connection = connections.read(path)
+        kwargs.setdefault("shutdown_atexit", False)
+        cluster = cls(
+            profile_dir=connection.profile_dir or str(place.path),
+            cluster_id=connection.cluster_id,
+            cluster_file=str(path),
+            backend=connection.backend,
+            **kwargs,
+        )
+        cluster._attach(connection)
+        return cluster
+
+    def _attach(self, connection: Connection) -> None:
+        self.controller = Controller(connection, Path(self.cluster_file), self.log)
+        self.engines = {
+            engine_set_id: EngineSet(self.controller, engine_set_id, names)
+            for engine_set_id, names in connection.engines.items()
+        }
+
+    # -- what it is -------------------------------------------------------------------
+
+    @property
+    def connection(self) -> Connection:
+        """How the running cluster is reached."""
+        connection: Connection = self._running.connection
+        return connection
+
+    @property
+    def engine_set(self) -> EngineSet | None:
+        """The first engine set; most clusters have no other."""
+        return next(iter(self.engines.values()), None)
+
+    def _is_running(self) -> bool:
+        return self.controller is not None and self.controller.running
+
+    @property
+    def _running(self) -> Controller:
+        if self.controller is None:
+            raise RuntimeError(f"{self!r} is not running: call start_controller() first")
+        controller: Controller = self.controller
+        return controller
+
+    def _backend(self) -> Backend:
+        return self._running.backend(self._settings.timeout)
+
+    def _key_of(self, engine_id: int) -> str:
+        self._backend()
+        engines = self._running.watch.engines
+        for key, info in engines.items():
+            if info.id == engine_id:
+                return key
+        there = ", ".join(str(info.id) for info in engines.values()) or "none"
+        raise InvalidEngineId(f"{self!r} has no engine {engine_id}; there are: {there}")
+
+    # -- starting ---------------------------------------------------------------------
+
+    def start_controller_sync(self, /, **kwargs: Any) -> None:
+        """Start the cluster, without engines.
+
+        Raises
+        ------
+        RuntimeError
+            When it is running.
+        BackendError
+            When it does not start.
+        """
+        with self._lock:
+            if self.controller is not None:
+                raise RuntimeError(f"{self!r} has a controller: call stop_controller() first")
+            self._refuse_second()
+            if self.controller_args:
+                self.log.warning(
+                    "Not used, as they are for ipyparallel's ZeroMQ controller: %s",
+                    " ".join(self.controller_args),
+                )
+            plan = self._plan()
+            self.log.debug("Starting a %s cluster", self.backend)
+            if self.shutdown_atexit:
+                own = launch(plan, self.log)
+                self.controller = own
+                # a cluster that nobody can reach any more need not run
+                self._finalizer = weakref.finalize(self, own.stop_in_background)
+                self._finalizer.atexit = False
+            else:
+                if not plan.path:
+                    raise ValueError("a cluster that is left running needs its cluster_file")
+                self._attach(spawn(plan, self._place.daemon_log(self.cluster_id)))
+
+    def _refuse_second(self) -> None:
+        if self.cluster_file and (other := connections.running(self.cluster_file)):
+            raise AlreadyRunning(
+                f"A cluster is running already, held by process {other.pid} on {other.host}:"
+                f" {self.cluster_file}. `pxcluster stop` stops it; another --cluster-id lets"
+                " both run."
+            )
+
+    def _plan(self) -> Plan:
+        if self.cluster_file or not self.shutdown_atexit:
+            profiles.create(self._place)
+        logs = self._place.engine_logs(self.cluster_id)
+        for old in logs.glob("*.log"):
+            old.unlink(missing_ok=True)
+        return Plan(
+            backend=self.backend,
+            spec=LaunchSpec(
+                n=0,
+                host={"": "127.0.0.1", "*": "0.0.0.0"}.get(self.controller_ip, self.controller_ip),
+                cwd=str(Path.cwd()),
+                path=[entry for entry in sys.path if entry],
+                log_dir=str(logs) if self.cluster_file else None,
+                options=backend_options(self.config, self.backend),
+            ),
+            cluster_id=self.cluster_id,
+            profile=self._place.name,
+            profile_dir=self.profile_dir,
+            path=self.cluster_file,
+            timeout=self._settings.start_timeout,
+        )
+
+    def start_engines_sync(
+        self, /, n: int | None = None, engine_set_id: str | None = None, **kwargs: Any
+    ) -> str:
+        """Start a set of engines; its id in :attr:`engines`.
+
+        Returns when they were started; they register as they come.
+        """
+        with self._lock:
+            backend = self._backend()
+            if not backend.capabilities.start_engines:
+                raise BackendError(
+                    f"engines cannot be added to this {self.backend} cluster from here: start"
+                    " them where the cluster was started"
+                )
+            if n is None:
+                n = self._settings.engines if self.n is None else self.n
+            if engine_set_id is None:
+                engine_set_id = self._new_engine_set_id()
+            self.log.info("Starting %s engines on %s", n, self.backend)
+            # none to start is said to no backend
+            names = (
+                result(backend.start_engines(n), "start engines", self._settings.start_timeout)
+                if n
+                else []
+            )
+            started = EngineSet(self._running, engine_set_id, list(names))
+            started.record()
+            self.engines = {**self.engines, engine_set_id: started}
+            return engine_set_id
+
+    def _new_engine_set_id(self) -> str:
+        base = str(int(time.time()))
+        others = (base if i == 0 else f"{base}-{i}" for i in range(len(self.engines) + 1))
+        return next(name for name in others if name not in self.engines)
+
+    def start_cluster_sync(self, n: int | None = None) -> Cluster:
+        """Start the controller and ``n`` engines; the cluster itself."""
+        with self._lock:
+            if self.controller is None:
+                self.start_controller_sync()
+            self.start_engines_sync(n)
+            return self
+
+    def wait_for_engines_sync(
+        self,
+        /,
+        engine_set_id: str | None = None,
+        timeout: float | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        """Wait until the engines of a set, or of every set, are up.
+
+        Parameters
+        ----------
+        engine_set_id : str
+            Default is every set.
+        timeout : float
+            Seconds; default is ``engine_timeout``.
+        progress : bool
+            Whether to draw a progress bar; default is unless PXCOMPAT_NONINTERACTIVE.
+
+        Raises
+        ------
+        EngineError
+            When one ends while it starts.
+        TimeoutError
+            When they are not up in time.
+        """
+        self._backend()
+        sets = list(self.engines) if engine_set_id is None else [engine_set_id]
+        self._running.watch.wait_for(
+            [name for set_id in sets for name in self.engines[set_id].names],
+            timeout=self.engine_timeout if timeout is None else timeout,
+            progress=self._settings.progress if progress is None else progress,
+        )
+
+    def connect_client_sync(self, /, **client_kwargs: Any) -> Client:
+        """A new client of this cluster."""
+        from ..client import Client
+
+        return Client(
+            self.connection.to_dict(),
+            cluster=self,
+            profile_dir=self.profile_dir if self._place.path.is_dir() else None,
+            cluster_id=self.cluster_id,
+            **client_kwargs,
+        )
+
+    def start_and_connect_sync(self, n: int | None = None, activate: bool = False) -> Client:
+        """Start the cluster, and give a client when all its engines are up.
+
+        Parameters
+        ----------
+        activate : bool
+            Also register ``%px`` and its family for a blocking view of all engines.
+        """
+        started = self.controller is None
+        try:
+            self.start_cluster_sync(n)
+            client = self.connect_client_sync()
+            try:
+                expected = sum(engine_set.n for engine_set in self.engines.values())
+                if expected:
+                    client.wait_for_engines(expected, timeout=self.engine_timeout)
+                if activate:
+                    client.activate()
+            except BaseException:
+                client.close()
+                raise
+        except BaseException:
+            if started:
+                self.stop_cluster_sync()
+            raise
+        return client
+
+    # -- stopping ---------------------------------------------------------------------
+
+    def stop_engines_sync(self, engine_set_id: str | None = None) -> None:
+        """Stop a set of engines, or all of them.
+
+        Raises
+        ------
+        KeyError
+            When there is no such set.
+        """
+        with self._lock:
+            for set_id in list(self.engines) if engine_set_id is None else [engine_set_id]:
+                engine_set = self.engines[set_id]
+                self.log.info("Stopping engine(s): %s", set_id)
+                if engine_set.running:
+                    self._stop_keys(engine_set.names)
+                    engine_set.forget()
+                self.engines = {k: v for k, v in self.engines.items() if k != set_id}
+
+    def _stop_keys(self, names: list[str]) -> None:
+        backend = self._backend()
+        up = [name for name in names if name in self._running.watch.engines]
+        if up:
+            result(backend.stop_engines(up, force=True), "stop its engines", STOP_TIMEOUT)
+            self._running.watch.wait_gone(up, timeout=STOP_TIMEOUT)
+
+    def stop_engine_sync(self, engine_id: int) -> None:
+        """Stop one engine."""
+        with self._lock:
+            self._stop_keys([self._key_of(engine_id)])
+
+    def stop_controller_sync(self) -> None:
+        """Stop the controller, and with it the engines.  Idempotent."""
+        with self._lock:
+            if self.controller is None:
+                return
+            if self.controller.running:
+                self.log.info("Stopping controller")
+            self.controller.stop()
+            if self._finalizer is not None:
+                self._finalizer.detach()
+                self._finalizer = None
+            self.controller = None
+            self.engines = {}
+
+    def stop_cluster_sync(self) -> None:
+        """Stop everything.  Idempotent."""
+        self.stop_controller_sync()
+
+    def restart_engines_sync(self, engine_set_id: str | None = None) -> None:
+        """Stop a set of engines, or every set, and start as many anew."""
+        with self._lock:
+            for set_id in list(self.engines) if engine_set_id is None else [engine_set_id]:
+                n = self.engines[set_id].n
+                self.stop_engines_sync(set_id)
+                self.start_engines_sync(n, set_id)
+
+    def restart_engine_sync(self, engine_id: int) -> None:
+        """Stop one engine and start another in its set; it gets an id of its own."""
+        with self._lock:
+            key = self._key_of(engine_id)
+            self._stop_keys([key])
+            (name,) = result(
+                self._backend().start_engines(1), "start an engine", self._settings.start_timeout
+            )
+            for engine_set in self.engines.values():
+                if key in engine_set.names:
+                    engine_set.names[engine_set.names.index(key)] = name
+                    engine_set.record()
+
+    def signal_engines_sync(self, signum: int, engine_set_id: str | None = None) -> None:
+        """Send a signal to the engines of a set, or to all of them."""
+        with self._lock:
+            backend = self._backend()
+            for set_id in list(self.engines) if engine_set_id is None else [engine_set_id]:
+                self.log.info("Sending signal %s to engine(s) %s", int(signum), set_id)
+                for name in self.engines[set_id].names:
+                    if name in self._running.watch.engines:
+                        what = f"signal engine {name}"
+                        result(backend.signal(name, int(signum)), what, STOP_TIMEOUT)
+
+    def signal_engine_sync(self, signum: int, engine_id: int) -> None:
+        """Send a signal to one engine."""
+        with self._lock:
+            key = self._key_of(engine_id)
+            what = f"signal engine {engine_id}"
+            result(self._backend().signal(key, int(signum)), what, STOP_TIMEOUT)
+
+    # -- the same as coroutines -------------------------------------------------------
+
+    start_controller = _twin(start_controller_sync)
+    start_engines = _twin(start_engines_sync)
+    start_cluster = _twin(start_cluster_sync)
+    wait_for_engines = _twin(wait_for_engines_sync)
+    connect_client = _twin(connect_client_sync)
+    start_and_connect = _twin(start_and_connect_sync)
+    stop_engines = _twin(stop_engines_sync)
+    stop_engine = _twin(stop_engine_sync)
+    stop_controller = _twin(stop_controller_sync)
+    stop_cluster = _twin(stop_cluster_sync)
+    restart_engines = _twin(restart_engines_sync)
+    restart_engine = _twin(restart_engine_sync)
+    signal_engines = _twin(signal_engines_sync)
+    signal_engine = _twin(signal_engine_sync)
+
+    # -- context managers -------------------------------------------------------------
+
+    def __enter__(self) -> Client:
+        self._context_client = self.start_and_connect_sync()
+        return self._context_client
+
+    def __exit__(self, *exc_info: object) -> None:
+        client, self._context_client = self._context_client, None
+        try:
+            if client is not None:
+                client.close()
+        finally:
+            self.stop_cluster_sync()
+
+    async def __aenter__(self) -> Client:
+        return await asyncio.to_thread(self.__enter__)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await asyncio.to_thread(self.__exit__, *exc_info)
+
+
+def _ipython() -> Any:
+    """The IPython session we are in, or None."""
+    from IPython.core.getipython import get_ipython
+
+    return get_ipython()

@@ -1,0 +1,370 @@
+"""What ``Cluster.controller`` and ``Cluster.engines`` hold: handles of running things.
+
+They stand where ipyparallel has its launchers, and offer what code reads from those: a
+``state``, ``running``, ``n``, ``get_output()``.  How processes are started is the backend's
+business, so there is one class of each, and :func:`find_launcher_class` knows only these.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import psutil
+
+from .. import backends
+from ..error import BackendError
+from ..protocol import Backend, Launched, LaunchSpec
+from .connection import Connection, StaleConnectionFile, read, remove, update, write
+from .watch import EngineWatch
+
+__all__ = ["Controller", "EngineSet", "Plan", "find_launcher_class", "launch"]
+
+State = Literal["running", "after"]
+T = TypeVar("T")
+
+#: Seconds for an engine or a cluster to end when it was told to.
+STOP_TIMEOUT = 20
+
+
+@dataclass
+class Plan:
+    """A cluster to be started, JSON-able so that a daemon can be told.
+
+    ``path`` is the connection file to write, or "" for none; ``timeout`` is in seconds.
+    """
+
+    backend: str
+    spec: LaunchSpec
+    cluster_id: str
+    profile: str
+    profile_dir: str
+    path: str
+    timeout: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Plan:
+        return cls(**{**content, "spec": LaunchSpec(**content["spec"])})
+
+
+class Controller:
+    """A running cluster, seen from a process that does not own it.
+
+    Attributes
+    ----------
+    connection : Connection
+        How it is reached.
+    path : Path or None
+        Its connection file.
+    """
+
+    def __init__(self, connection: Connection, path: Path | None, log: Any) -> None:
+        self.connection = connection
+        self.path = path
+        self.log = log
+        self.watch = EngineWatch()
+        self._backend: Backend | None = None
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}({self.connection.backend}, {self.state})>"
+
+    @property
+    def state(self) -> State:
+        """``"running"``, or ``"after"`` when it ended."""
+        if self.path is None:
+            return "running" if not self.watch.lost else "after"
+        try:
+            same = read(self.path).is_same(self.connection)
+        except (FileNotFoundError, StaleConnectionFile):
+            return "after"
+        return "running" if same else "after"
+
+    @property
+    def running(self) -> bool:
+        return self.state == "running"
+
+    @property
+    def pid(self) -> int:
+        """The controller's process."""
+        return int(self.connection.info.get("pid", self.connection.pid))
+
+    @property
+    def process(self) -> psutil.Process:
+        return psutil.Process(self.pid)
+
+    def get_connection_info(self) -> dict[str, Any]:
+        """What a client needs to connect, credentials included."""
+        return {"client": self.connection.to_dict()}
+
+    def get_output(self, remove: bool = False) -> str:
+        """The log files of the controller's processes."""
+        return _logs(self.connection, lambda name: not name.startswith("engine"), remove)
+
+    def backend(self, timeout: float) -> Backend:
+        """The control connection, opened on first use."""
+        with self._lock:
+            if self._backend is None:
+                backend = backends.get(self.connection.backend).connect(self.connection.info)
+                try:
+                    backend.open(self.watch, timeout=timeout)
+                except BaseException:
+                    backend.close()
+                    raise
+                self._backend = backend
+            return self._backend
+
+    def change_file(self, change: Callable[[Connection], object]) -> None:
+        """Change the connection and its file."""
+        change(self.connection)
+        if self.path is not None:
+            update(self.path, self.connection, change)
+
+    def disconnect(self) -> None:
+        """Close the control connection; the cluster goes on."""
+        with self._lock:
+            if self._backend is not None:
+                self._backend.close()
+                self._backend = None
+
+    def stop(self, *, timeout: float = STOP_TIMEOUT) -> None:
+        """End the cluster.  Idempotent."""
+        if not self.running:
+            self.disconnect()
+            return
+        owner = self.connection.owner()
+        if self.connection.daemon and owner is not None:
+            self.disconnect()
+            _terminate(owner, timeout)
+        else:
+            # Its owner has other things to do than to hold the cluster: it must live.
+            self._ask_to_stop(timeout)
+        if self.path is not None:
+            remove(self.path, self.connection)
+
+    def _ask_to_stop(self, timeout: float) -> None:
+        try:
+            answer = self.backend(timeout).stop_cluster()
+            answer.result(timeout)
+        finally:
+            self.disconnect()
+
+
+class OwnController(Controller):
+    """A cluster that this process started, and that ends with it."""
+
+    def __init__(
+        self, connection: Connection, path: Path | None, log: Any, launched: Launched
+    ) -> None:
+        super().__init__(connection, path, log)
+        self._launched = launched
+        self._stopping = False
+        #: set when the cluster has ended
+        self.ended = threading.Event()
+        self._watcher = threading.Thread(
+            target=self._watch_end, name="pxcompat-cluster", daemon=True
+        )
+
+    @property
+    def state(self) -> State:
+        return "running" if self._launched.poll() is None else "after"
+
+    def start_watching(self) -> None:
+        _owned.add(self)
+        self._watcher.start()
+
+    def stop(self, *, timeout: float = STOP_TIMEOUT) -> None:
+        if self.connection.pid != os.getpid():
+            return  # a fork of the owner
+        with self._lock:
+            died = self._launched.poll() is not None and not self._stopping
+            self._stopping = True
+            self.disconnect()
+            self._launched.stop(timeout=timeout)
+            self._forget()
+            if not died:
+                # what the logs of a cluster say that was stopped, nobody asks
+                _remove_logs(self.connection)
+        if threading.current_thread() is not self._watcher:
+            self._watcher.join(timeout)
+
+    def stop_in_background(self) -> None:
+        """Stop, called where nothing may block: by the garbage collector."""
+        if self._launched.poll() is None:
+            threading.Thread(target=self.stop, name="pxcompat-cluster-end", daemon=True).start()
+
+    def _watch_end(self) -> None:
+        reason = self._launched.wait() or "it ended"
+        if not self._stopping:
+            self.log.warning("The cluster ended by itself: %s", reason)
+            self.watch.disconnected(reason)
+            self._forget()
+        self.ended.set()
+
+    def _forget(self) -> None:
+        _owned.discard(self)
+        if self.path is not None:
+            remove(self.path, self.connection)
+
+
+class EngineSet:
+    """Engines that were started together.
+
+    Attributes
+    ----------
+    engine_set_id : str
+        Its key in ``Cluster.engines``.
+    names : list of str
+        The engines' uuids.
+    """
+
+    def __init__(self, controller: Controller, engine_set_id: str, names: list[str]) -> None:
+        self.controller = controller
+        self.engine_set_id = engine_set_id
+        self.names = names
+
+    def __repr__(self) -> str:
+        return f"<EngineSet({self.engine_set_id!r}, n={self.n}, {self.state})>"
+
+    @property
+    def n(self) -> int:
+        """How many engines were started."""
+        return len(self.names)
+
+    @property
+    def state(self) -> State:
+        return self.controller.state
+
+    @property
+    def running(self) -> bool:
+        return self.controller.running
+
+    def record(self) -> None:
+        """Write the set into the connection file, for whoever looks from outside."""
+        self.controller.change_file(
+            lambda file: file.engines.update({self.engine_set_id: self.names})
+        )
+
+    def forget(self) -> None:
+        """Take the set out of the connection file."""
+        self.controller.change_file(lambda file: file.engines.pop(self.engine_set_id, None))
+
+    def get_output(self, remove: bool = False) -> str:
+        """The log files of these engines."""
+        return _logs(self.controller.connection, self._is_mine, remove)
+
+    def _is_mine(self, file: str) -> bool:
+        return any(file.startswith(f"engine-{name[:8]}") for name in self.names)
+
+
+def find_launcher_class(name: str, kind: str = "engine") -> type[Controller] | type[EngineSet]:
+    """The class that stands for ipyparallel's launcher of that name.
+
+    Parameters
+    ----------
+    name : str
+        ``"local"``; processes are started by the backend.
+    kind : str
+        ``"controller"`` or ``"engine"``.
+    """
+    if name.lower() != "local":
+        raise ValueError(
+            f"pxcompat has no launcher {name!r}: its backend starts the engines."
+            " Choose where with backend=..., or connect to a cluster that runs there already."
+        )
+    return Controller if kind == "controller" else EngineSet
+
+
+def launch(plan: Plan, log: Any, *, daemon: bool = False) -> OwnController:
+    """Start a controller in this process, and say so in its connection file.
+
+    Raises
+    ------
+    AlreadyRunning
+        When another process of the same profile and cluster_id was quicker.
+    BackendError
+        When it does not start.
+    """
+    launched = backends.get(plan.backend).launch(plan.spec, timeout=plan.timeout)
+    try:
+        connection = Connection(
+            backend=plan.backend,
+            info=launched.info,
+            cluster_id=plan.cluster_id,
+            profile=plan.profile,
+            profile_dir=plan.profile_dir,
+            daemon=daemon,
+        )
+        path = Path(plan.path) if plan.path else None
+        if path is not None:
+            write(path, connection, new=True)
+    except BaseException:
+        launched.stop()
+        raise
+    controller = OwnController(connection, path, log, launched)
+    controller.start_watching()
+    return controller
+
+
+def result(future: Future[T], what: str, timeout: float) -> T:
+    """What a backend's future gives, or which of our requests was not answered."""
+    try:
+        return future.result(timeout)
+    except TimeoutError:
+        raise BackendError(f"the cluster did not {what} within {timeout:g} s") from None
+
+
+def _terminate(owner: psutil.Process, timeout: float) -> None:
+    owner.terminate()
+    try:
+        owner.wait(timeout)
+    except psutil.TimeoutExpired:
+        # the cluster notices the end of its owner, however that came
+        owner.kill()
+        owner.wait(timeout)
+
+
+def _log_files(connection: Connection, mine: Callable[[str], bool]) -> list[Path]:
+    directory = Path(connection.info.get("logs") or os.devnull)
+    return sorted(path for path in directory.glob("*.log") if mine(path.name))
+
+
+def _logs(connection: Connection, mine: Callable[[str], bool], remove: bool) -> str:
+    parts = []
+    for path in _log_files(connection, mine):
+        parts.append(f"{path.name}:\n{path.read_text(errors='replace')}")
+        if remove:
+            path.unlink(missing_ok=True)
+    return "\n".join(parts)
+
+
+def _remove_logs(connection: Connection) -> None:
+    for path in _log_files(connection, lambda name: True):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is something else in it, or it went already
+        os.rmdir(connection.info.get("logs", ""))
+
+
+#: clusters of this process; their connection files must not outlive it
+_owned: set[OwnController] = set()
+
+
+def _stop_owned() -> None:
+    for controller in list(_owned):
+        if controller.connection.pid == os.getpid():
+            sys.stderr.write(f"Stopping cluster {controller.connection.cluster_id!r}\n")
+            controller.stop()
+
+
+atexit.register(_stop_owned)

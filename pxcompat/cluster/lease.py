@@ -1,0 +1,212 @@
+"""Which cluster a Client gets: :func:`acquire`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traitlets.log import get_logger
+
+from .. import backends
+from ..error import BackendError, ConnectionFileError
+from ..protocol import Backend, LaunchSpec
+from . import connection as connections, embedded, profiles
+from .connection import Connection
+from .settings import PxCompat
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+__all__ = ["Lease", "acquire"]
+
+
+@dataclass(eq=False)
+class Lease:
+    """A client's hold on a cluster.
+
+    Attributes
+    ----------
+    backend : Backend
+        Not yet open.
+    profile, cluster_id : str
+        The names the cluster goes by.
+    expected : int
+        How many engines will come up, and are worth waiting for; 0 when that is unknown.
+    embedded : bool
+        Whether the cluster belongs to this process and ends with its last client.
+    timeout : float
+        Seconds that ``backend.open`` may take.
+    progress : bool
+        Whether progress bars are wanted.
+    """
+
+    backend: Backend
+    profile: str
+    cluster_id: str
+    expected: int = 0
+    embedded: bool = False
+    timeout: float = 5
+    progress: bool = True
+    _end: Callable[[], None] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def release(self) -> None:
+        """Let go: the last lease of an embedded cluster ends it.  Idempotent."""
+        with self._lock:
+            end, self._end = self._end, None
+        if end is not None:
+            end()
+
+
+def acquire(
+    connection_info: Any = None,
+    *,
+    profile: str | None = None,
+    profile_dir: str | os.PathLike[str] | None = None,
+    ipython_dir: str | os.PathLike[str] | None = None,
+    cluster_id: str | None = None,
+    cluster: Cluster | None = None,
+    backend: str | None = None,
+    n: int | None = None,
+    timeout: float | None = None,
+    **options: Any,
+) -> Lease:
+    """Find or start the cluster that a client is to use.
+
+    The first that applies: what ``connection_info`` or ``cluster`` says; the address that is
+    set (``PXCOMPAT_ADDRESS``); the running cluster of the profile; an embedded cluster, shared
+    by the clients of this process.
+
+    Parameters
+    ----------
+    connection_info : str, path, dict or object
+        An address (``"tcp://..."``), the path or the content of a connection file, or a
+        backend's own client or cluster object.
+    profile, profile_dir, ipython_dir
+        Where to look for a running cluster and for settings.
+    cluster_id
+        A cluster of that name must be running.
+    cluster
+        A Cluster, running.
+    backend, n, timeout
+        As the settings of :class:`~pxcompat.cluster.settings.PxCompat`.
+    **options
+        For the backend, as it defines them.
+
+    Raises
+    ------
+    ConnectionFileError
+        When a profile or connection file is missing or of no use.
+    BackendError
+        When no backend takes the address or object, or the cluster does not start.
+    SettingError
+        On a bad setting.
+    """
+    found = profiles.find(profile, profile_dir=profile_dir, ipython_dir=ipython_dir)
+    settings = PxCompat.resolve(
+        found, backend=backend, n=n, timeout=timeout, cluster_id=cluster_id or None
+    )
+    # only a backend that somebody chose rules others out
+    chosen = backend or os.environ.get("PXCOMPAT_BACKEND") or None
+
+    def lease(backend: Backend, connection: Connection | None = None, **more: Any) -> Lease:
+        return Lease(
+            backend,
+            profile=connection.profile if connection else found.name,
+            cluster_id=connection.cluster_id if connection else settings.cluster_id,
+            timeout=settings.timeout,
+            progress=settings.progress,
+            **more,
+        )
+
+    if connection_info is None and cluster is not None:
+        connection_info = cluster.connection.to_dict()
+    if connection_info is None and settings.address:
+        connection_info = settings.address
+    if connection_info is not None:
+        connection = _described(connection_info)
+        if connection is None:
+            return lease(_adopt(connection_info, chosen, options))
+        return lease(_connect(connection), connection)
+
+    running = connections.running(found.connection_file(settings.cluster_id))
+    if running is not None and chosen in (None, running.backend):
+        return lease(_connect(running), running)
+
+    own = embedded.find(str(found.path), settings.cluster_id, chosen)
+    if own is None and settings.cluster_id:
+        # a name was given to a cluster that is meant to be there
+        if running is not None:
+            raise ConnectionFileError(
+                f"The cluster {settings.cluster_id!r} of profile {found.name!r} runs on"
+                f" {running.backend!r}, not on {chosen!r}."
+            )
+        raise connections.MissingConnectionFile(
+            f"No cluster {settings.cluster_id!r} of profile {found.name!r} is running. `pxcluster"
+            f" start --profile={found.name} --cluster-id={settings.cluster_id}` starts one."
+        )
+    if running is not None:
+        get_logger().warning(
+            "Starting an embedded %s cluster: the cluster that runs for profile %r is on %s.",
+            chosen,
+            found.name,
+            running.backend,
+        )
+
+    def spec() -> LaunchSpec:
+        return LaunchSpec(
+            n=settings.engines,
+            cwd=os.getcwd(),
+            path=[entry for entry in sys.path if entry],
+            options={**settings.options, **options},
+        )
+
+    own = own or embedded.key(str(found.path), settings.cluster_id, settings.backend)
+    share = embedded.take(own, backends.get(own.backend), spec, timeout=settings.start_timeout)
+    return lease(share.backend, expected=share.n, embedded=True, _end=share.release)
+
+
+def _described(target: Any) -> Connection | None:
+    """The connection that a dict or a file describes; None for anything else."""
+    if isinstance(target, Mapping):
+        return Connection.from_dict(target)
+    if isinstance(target, os.PathLike):
+        return connections.read(target)
+    if isinstance(target, str) and not _is_address(target):
+        return connections.read(Path(target).expanduser())
+    return None
+
+
+def _is_address(text: str) -> bool:
+    return "://" in text or text == "auto" or re.fullmatch(r"[\w.\-]+:\d+", text) is not None
+
+
+def _connect(connection: Connection) -> Backend:
+    return backends.get(connection.backend).connect(connection.info)
+
+
+def _adopt(target: Any, chosen: str | None, options: dict[str, Any]) -> Backend:
+    """Ask the backends in turn whose address or object this is."""
+    refusals = []
+    for name in [chosen] if chosen else backends.names():
+        try:
+            backend = backends.get(name).adopt(target, **options)
+        except BackendError as exc:
+            if chosen:
+                raise
+            refusals.append(str(exc))
+        else:
+            if backend is not None:
+                return backend
+            refusals.append(f"{name} does not know it")
+    shown = repr(target) if isinstance(target, str) else f"a {type(target).__qualname__} object"
+    raise BackendError(
+        f"No backend can connect to {shown}: {'; '.join(refusals)}. Give an address as"
+        " 'tcp://host:port', the path of a connection file, or a Dask or Ray client or cluster."
+    )

@@ -1,0 +1,211 @@
+"""Settings, and where each comes from.
+
+An explicit argument comes first, then a ``PXCOMPAT_*`` variable, then the profile's
+``pxcompat_config.py``, then the default::
+
+    c.PxCompat.backend = "dask"      # PXCOMPAT_BACKEND
+    c.PxCompat.n = 4                 # PXCOMPAT_N
+    c.DaskBackend.<option> = ...     # handed to the backend as it is
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from traitlets import Bool, Float, Integer, TraitError, Unicode
+from traitlets.config import Config, Configurable
+from traitlets.config.loader import JSONFileConfigLoader, PyFileConfigLoader
+
+from .. import backends
+from ..error import KernelError
+from ..progress import noninteractive
+from .profiles import Profile
+
+__all__ = [
+    "PxCompat",
+    "SettingError",
+    "backend_options",
+    "cpu_count",
+    "load_config",
+    "write_config",
+]
+
+
+class SettingError(KernelError, TraitError, ValueError):
+    """A setting has a bad value; the message names its source and the value."""
+
+
+class PxCompat(Configurable):
+    """How clusters are found and started.
+
+    See :meth:`resolve`.
+    """
+
+    backend = Unicode("dask", help="What clusters run on. Variable: PXCOMPAT_BACKEND.").tag(
+        config=True
+    )
+    n = Integer(
+        None,
+        allow_none=True,
+        min=1,
+        help="How many engines to start; None: one for each CPU. Variable: PXCOMPAT_N.",
+    ).tag(config=True)
+    address = Unicode(
+        "",
+        help="""Connect to this cluster instead of starting one: an address that a backend knows
+        ("tcp://...", "tls://...") or the path of a connection file. Variable: PXCOMPAT_ADDRESS.""",
+    ).tag(config=True)
+    cluster_id = Unicode(
+        "",
+        help="""Which cluster of the profile, when several run under names of their own.
+        Variable: PXCOMPAT_CLUSTER_ID.""",
+    ).tag(config=True)
+    timeout = Float(
+        5.0,
+        min=0,
+        help="Seconds to wait for a running cluster to answer. Variable: PXCOMPAT_TIMEOUT.",
+    ).tag(config=True)
+    start_timeout = Float(
+        60.0,
+        min=0,
+        help="Seconds that starting a cluster may take. Variable: PXCOMPAT_START_TIMEOUT.",
+    ).tag(config=True)
+    noninteractive = Bool(
+        False, help="Show no progress bars. Variable: PXCOMPAT_NONINTERACTIVE."
+    ).tag(config=True)
+
+    #: what the backend is to be told beyond that
+    options: dict[str, Any]
+
+    @classmethod
+    def resolve(
+        cls,
+        profile: Profile,
+        *,
+        config: Config | None = None,
+        sections: Sequence[str] = ("PxCompat",),
+        **explicit: Any,
+    ) -> PxCompat:
+        """Every setting, from the first source that has it.
+
+        Parameters
+        ----------
+        profile
+            Whose ``pxcompat_config.py`` is read.
+        config
+            What that file says, where it was read already.
+        sections
+            The parts of the configuration that may hold settings, the first before the others.
+        **explicit
+            Settings given as arguments; None where they were not.
+
+        Raises
+        ------
+        SettingError
+            On a bad value, naming where it came from.
+        """
+        config = load_config(profile) if config is None else config
+        settings = cls(config=Config())  # not traitlets' own loading: errors name the source
+        traits = cls.class_traits(config=True)
+        if unknown := set(config.get("PxCompat", {})) - set(traits):
+            name = min(unknown)
+            close = difflib.get_close_matches(name, traits, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(traits)}"
+            raise SettingError(f"{profile.config_file}: no setting PxCompat.{name}{hint}")
+
+        origins = {}
+        for name, trait in traits.items():
+            variable = f"PXCOMPAT_{name.upper()}"
+            section = next((s for s in sections if name in config.get(s, {})), None)
+            value: Any
+            if (value := explicit.get(name)) is not None:
+                origin = f"argument {name}"
+            elif value := os.environ.get(variable):
+                origin = f"variable {variable}"
+            elif section is not None:
+                value = config[section][name]
+                origin = f"{profile.config_file}: c.{section}.{name}"
+            else:
+                continue
+            origins[name] = origin
+            try:
+                if isinstance(value, str):
+                    settings.set_trait(name, trait.from_string(value))
+                else:
+                    settings.set_trait(name, value)
+            except (TraitError, ValueError) as exc:
+                raise SettingError(f"{origin} = {value!r} is no good value: {exc}") from exc
+
+        if settings.backend not in (known := backends.names()):
+            origin = origins.get("backend", "setting backend")
+            raise SettingError(
+                f"{origin} = {settings.backend!r}: no such backend; there are {', '.join(known)}"
+            )
+        settings.options = backend_options(config, settings.backend)
+        return settings
+
+    @property
+    def engines(self) -> int:
+        """How many engines to start."""
+        return cpu_count() if self.n is None else int(self.n)
+
+    @property
+    def progress(self) -> bool:
+        """Whether progress bars are wanted."""
+        return not (self.noninteractive or noninteractive())
+
+
+def backend_options(config: Config, backend: str) -> dict[str, Any]:
+    """What ``c.<Backend>Backend`` holds, as ``c.DaskBackend`` for ``dask``."""
+    return dict(config.get(f"{backend.capitalize()}Backend", {}))
+
+
+def load_config(profile: Profile, *basenames: str) -> Config:
+    """What the profile's configuration files say.
+
+    Parameters
+    ----------
+    *basenames
+        Names of files without their ending, ``.json`` or ``.py``; later ones win.  Default is
+        ``pxcompat_config``.
+
+    Raises
+    ------
+    SettingError
+        When a file cannot be read or raises.
+    """
+    config = Config()
+    for basename in basenames or ("pxcompat_config",):
+        for loader, ending in ((JSONFileConfigLoader, ".json"), (PyFileConfigLoader, ".py")):
+            path = profile.path / (basename + ending)
+            if not path.is_file():
+                continue
+            try:
+                config.merge(loader(path.name, str(profile.path)).load_config())
+            except Exception as exc:
+                raise SettingError(f"{path}: {type(exc).__name__}: {exc}") from exc
+    return config
+
+
+def write_config(path: Path, classes: Sequence[type[Configurable]]) -> None:
+    """Write a configuration file in which everything is explained and nothing is set."""
+    parts = [
+        "# Configuration of pxcompat for this IPython profile.\n"
+        "# An explicit argument or a PXCOMPAT_* variable wins over what is set here.\n"
+        "\n"
+        "c = get_config()  # noqa\n",
+        *(cls.class_config_section() for cls in classes),
+        "# A backend's own options are handed to it as they are:\n# c.DaskBackend.<option> = ...\n",
+    ]
+    path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,116 @@
+"""Which engines a cluster has, as one control connection sees it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection
+
+from ..error import EngineError
+from ..progress import progress as progress_bar
+from ..protocol import EngineInfo, OutputEvent, Reply
+
+__all__ = ["EngineWatch"]
+
+
+class EngineWatch:
+    """A :class:`pxcompat.protocol.EventSink` that follows engines and sends no requests."""
+
+    def __init__(self) -> None:
+        #: who we are to the cluster; one that sends no requests needs no name beyond that
+        self.session = uuid.uuid4().hex
+        self._changed = threading.Condition()
+        self._engines: dict[str, EngineInfo] = {}
+        self._down: dict[str, str] = {}
+        self._lost: str | None = None
+
+    @property
+    def engines(self) -> dict[str, EngineInfo]:
+        """The engines that are up, by key."""
+        with self._changed:
+            return dict(self._engines)
+
+    @property
+    def lost(self) -> str | None:
+        """Why the cluster is out of reach; None while it is not."""
+        return self._lost
+
+    def wait_for(self, keys: Collection[str], *, timeout: float, progress: bool = False) -> None:
+        """Wait until all these engines are up.
+
+        Raises
+        ------
+        EngineError
+            As soon as one of them is known to have ended.
+        TimeoutError
+            When they are not up in time.
+        """
+        up = 0
+
+        def ready() -> bool:
+            nonlocal up
+            if dead := [key for key in keys if key in self._down]:
+                raise EngineError(
+                    f"{len(dead)} of {len(keys)} engines ended while they were starting;"
+                    f" engine {dead[0]}: {self._down[dead[0]]}"
+                )
+            before, up = up, sum(key in self._engines for key in keys)
+            bar.update(up - before)
+            return up == len(keys)
+
+        with progress_bar(
+            total=len(keys), unit="engine", file=sys.stderr, disable=not progress
+        ) as bar:
+            if not self._wait(ready, timeout):
+                raise TimeoutError(f"{up} of {len(keys)} engines registered within {timeout:g} s")
+
+    def wait_gone(self, keys: Collection[str], *, timeout: float) -> None:
+        """Wait until none of these engines is up any more."""
+        if not self._wait(lambda: not self._engines.keys() & set(keys), timeout):
+            raise TimeoutError(f"the engines {', '.join(keys)} did not end within {timeout:g} s")
+
+    def wait_lost(self) -> str:
+        """Wait until the cluster is out of reach; why it is."""
+        with self._changed:
+            while self._lost is None:
+                self._changed.wait()
+            return self._lost
+
+    def _wait(self, ready: Callable[[], bool], timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while not ready():
+                if self._lost is not None:
+                    raise EngineError(f"the cluster is out of reach: {self._lost}")
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    # -- EventSink ----------------------------------------------------------------
+
+    def engine_up(self, info: EngineInfo) -> None:
+        with self._changed:
+            self._engines[info.key] = info
+            self._changed.notify_all()
+
+    def engine_down(self, key: str, reason: str) -> None:
+        with self._changed:
+            self._engines.pop(key, None)
+            self._down[key] = reason
+            self._changed.notify_all()
+
+    def disconnected(self, reason: str) -> None:
+        with self._changed:
+            self._lost = reason
+            self._engines.clear()
+            self._changed.notify_all()
+
+    # What is said about requests: there are none.
+    def sent(self, msg_id: str) -> None: ...
+    def started(self, msg_id: str, key: str) -> None: ...
+    def output(self, msg_id: str, event: OutputEvent) -> None: ...
+    def reply(self, reply: Reply) -> None: ...
