@@ -57,8 +57,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "error": ("pxcompat.error",),
     "joblib": ("pxcompat.joblib",),
     "serialize": ("pxcompat.serialize",),
-    "serialize.canning": ("pxcompat.serialize",),
-    "serialize.serialize": ("pxcompat.serialize",),
+    "serialize.canning": ("pxcompat.serialize.canning",),
+    "serialize.serialize": ("pxcompat.serialize.canning",),
     "util": ("pxcompat.util",),
 }
 

@@ -1,14 +1,38 @@
-"""Pickling (``ipyparallel.serialize``): how functions, classes and data travel."""
+"""Pickling (``ipyparallel.serialize``): how functions, classes and data travel.
+
+``pickling`` has the rules, ``reference`` names on the engine, and ``canning`` what
+ipyparallel's package of this name offers besides.
+"""
 
 from __future__ import annotations
 
+from .canning import (
+    PrePickled,
+    can,
+    can_map,
+    deserialize_object,
+    pack_apply_message,
+    serialize_object,
+    uncan,
+    uncan_map,
+    unpack_apply_message,
+)
 from .pickling import dumps, loads, use_cloudpickle, use_dill, use_pickle
 from .reference import Reference
 
 __all__ = [
+    "PrePickled",
     "Reference",
+    "can",
+    "can_map",
+    "deserialize_object",
     "dumps",
     "loads",
+    "pack_apply_message",
+    "serialize_object",
+    "uncan",
+    "uncan_map",
+    "unpack_apply_message",
     "use_cloudpickle",
     "use_dill",
     "use_pickle",
