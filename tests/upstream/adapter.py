@@ -33,6 +33,14 @@ def setup() -> None:
     cluster = ipp.Cluster(profile=PROFILE, cluster_id="", n=1, **options)
     _clusters.append(cluster)
     cluster.start_cluster_sync()
+    with ipp.Client(profile=PROFILE) as rc:
+        rc.wait_for_engines(1, timeout=START_TIMEOUT)
+        _without_colors(rc[:])
+
+
+def _without_colors(engines: Any) -> None:
+    """Have tracebacks without escapes, as upstream does with an argument of its engines."""
+    engines.execute("%colors nocolor", block=True)
 
 
 def add_engines(n: int = 1, profile: str = PROFILE, total: bool = False) -> list[str]:
@@ -47,6 +55,7 @@ def add_engines(n: int = 1, profile: str = PROFILE, total: bool = False) -> list
         if n:
             name = _clusters[-1].start_engines_sync(n)
             rc.wait_for_engines(base + n, timeout=START_TIMEOUT)
+            _without_colors(rc[-n:])
     return [f"{name}-{i}" for i in range(n)] if n else []
 
 
