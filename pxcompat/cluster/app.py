@@ -84,7 +84,7 @@ class PxClusterApp(Application):
 
     name = "pxcluster"
     version = __version__
-    classes = List([PxCompat, Cluster])
+    classes = List([PxCompat, Cluster])  # type: ignore[assignment]
     aliases = Dict(ALIASES)
     flags = Dict(FLAGS)
 
@@ -244,6 +244,7 @@ pxcluster start -n 4 --daemonize          # ... in the background
             cluster_id=self.cluster_id,
             controller_args=self.extra_args,
             shutdown_atexit=not self.daemonize,
+            dedicated=True,
         )
         self.log.info("Starting a %s cluster [daemonize=%s]", cluster.backend, self.daemonize)
         leave = False

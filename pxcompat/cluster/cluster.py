@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
+import os
 import random
 import string
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from traitlets import (
     Any as AnyTrait,
@@ -24,15 +24,14 @@ from traitlets import (
     List,
     Unicode,
     default,
-    import_item,
     observe,
     validate,
 )
 from traitlets.config import Application, Config, LoggingConfigurable
 
-from ..error import BackendError, ConnectionFileError, InvalidEngineId
+from ..error import BackendError, InvalidEngineId
 from ..protocol import Backend, LaunchSpec
-from . import connection as connections, profiles
+from . import connection as connections, profiles, saved
 from .connection import AlreadyRunning, Connection
 from .daemon import spawn
 from .launcher import (
@@ -46,31 +45,12 @@ from .launcher import (
     result,
 )
 from .settings import PxCompat, backend_options, load_config
+from .twins import twin
 
 if TYPE_CHECKING:
     from ..client import Client
 
 __all__ = ["Cluster"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
-C = TypeVar("C", bound="Cluster")
-
-
-def _twin(
-    method: Callable[Concatenate[C, P], T],
-) -> Callable[Concatenate[C, P], Coroutine[Any, Any, T]]:
-    """The coroutine method that does the same as a blocking one, on a thread."""
-
-    @functools.wraps(method)
-    async def twin(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        # looked up by name, so that a subclass need override only one of the two
-        blocking = functools.partial(getattr(self, method.__name__), *args, **kwargs)
-        return await asyncio.to_thread(blocking)
-
-    twin.__name__ = method.__name__.removesuffix("_sync")
-    twin.__qualname__ = method.__qualname__.removesuffix("_sync")
-    return twin
 
 
 class Cluster(LoggingConfigurable):
@@ -119,6 +99,10 @@ class Cluster(LoggingConfigurable):
         config=True,
         help="The interface to listen on; loopback unless set, '*' for all.",
     ).tag(to_dict=True)
+    dedicated = Bool(
+        False,
+        help="Whether this process exists only to hold the cluster: to stop it is to stop both.",
+    )
     load_profile = Bool(True, config=True, help="Use the configuration of the profile.")
     log_level = Integer(logging.INFO)
 
@@ -241,55 +225,17 @@ class Cluster(LoggingConfigurable):
 
         Holds no credentials: those stay in the connection file, which it names.
         """
-        described: dict[str, Any] = {
-            "cluster": {name: getattr(self, name) for name in sorted(self.traits(to_dict=True))}
-        }
-        described["cluster"]["class"] = f"{type(self).__module__}.{type(self).__qualname__}"
-        if self._is_running():
-            connection = self.connection
-            described["controller"] = {
-                "class": self.backend,
-                "state": {
-                    "state": "running",
-                    "cluster_file": self.cluster_file,
-                    "pid": connection.pid,
-                    "host": connection.host,
-                    "address": connection.address,
-                    "started": connection.started,
-                },
-            }
-        described["engines"] = {
-            "class": self.backend,
-            "sets": {
-                engine_set_id: {"n": engine_set.n, "engines": engine_set.names}
-                for engine_set_id, engine_set in self.engines.items()
-                if engine_set.running
-            },
-        }
-        return described
+        return saved.describe(self)
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any], **kwargs: Any) -> Cluster:
         """The cluster that :meth:`to_dict` described, as it is now."""
-        described = dict(d["cluster"])
-        name = described.pop("class", None)
-        if name and (specified := import_item(name)) is not cls and issubclass(specified, Cluster):
-            return specified.from_dict(d, **kwargs)
-        if state := (d.get("controller") or {}).get("state"):
-            described["cluster_file"] = state["cluster_file"]
-        kwargs.setdefault("shutdown_atexit", False)
-        cluster = cls(**{**described, **kwargs})
-        if state and state["cluster_file"]:
-            try:
-                cluster._attach(connections.read(state["cluster_file"]))
-            except ConnectionFileError as exc:
-                cluster.log.error("Cluster %s is not running: %s", cluster.cluster_id, exc)
-        return cluster
+        return saved.from_description(cls, d, kwargs)
 
     @classmethod
     def from_file(
         cls,
-        cluster_file: str | None = None,
+        cluster_file: str | os.PathLike[str] | None = None,
         *,
         profile: str | None = None,
         profile_dir: str | None = None,
@@ -307,17 +253,7 @@ class Cluster(LoggingConfigurable):
         """
         place = profiles.find(profile, profile_dir=profile_dir, must_exist=False)
         path = Path(cluster_file) if cluster_file else place.connection_file(cluster_id)
-        connection = connections.read(path)
-        kwargs.setdefault("shutdown_atexit", False)
-        cluster = cls(
-            profile_dir=connection.profile_dir or str(place.path),
-            cluster_id=connection.cluster_id,
-            cluster_file=str(path),
-            backend=connection.backend,
-            **kwargs,
-        )
-        cluster._attach(connection)
-        return cluster
+        return saved.from_connection_file(cls, path, place, kwargs)
 
     def _attach(self, connection: Connection) -> None:
         self.controller = Controller(connection, Path(self.cluster_file), self.log)
@@ -385,7 +321,7 @@ class Cluster(LoggingConfigurable):
             plan = self._plan()
             self.log.debug("Starting a %s cluster", self.backend)
             if self.shutdown_atexit:
-                own = launch(plan, self.log)
+                own = launch(plan, self.log, dedicated=self.dedicated)
                 self.controller = own
                 # a cluster that nobody can reach any more need not run
                 self._finalizer = weakref.finalize(self, own.stop_in_background)
@@ -631,20 +567,20 @@ class Cluster(LoggingConfigurable):
 
     # -- the same as coroutines -------------------------------------------------------
 
-    start_controller = _twin(start_controller_sync)
-    start_engines = _twin(start_engines_sync)
-    start_cluster = _twin(start_cluster_sync)
-    wait_for_engines = _twin(wait_for_engines_sync)
-    connect_client = _twin(connect_client_sync)
-    start_and_connect = _twin(start_and_connect_sync)
-    stop_engines = _twin(stop_engines_sync)
-    stop_engine = _twin(stop_engine_sync)
-    stop_controller = _twin(stop_controller_sync)
-    stop_cluster = _twin(stop_cluster_sync)
-    restart_engines = _twin(restart_engines_sync)
-    restart_engine = _twin(restart_engine_sync)
-    signal_engines = _twin(signal_engines_sync)
-    signal_engine = _twin(signal_engine_sync)
+    start_controller = twin(start_controller_sync)
+    start_engines = twin(start_engines_sync)
+    start_cluster = twin(start_cluster_sync)
+    wait_for_engines = twin(wait_for_engines_sync)
+    connect_client = twin(connect_client_sync)
+    start_and_connect = twin(start_and_connect_sync)
+    stop_engines = twin(stop_engines_sync)
+    stop_engine = twin(stop_engine_sync)
+    stop_controller = twin(stop_controller_sync)
+    stop_cluster = twin(stop_cluster_sync)
+    restart_engines = twin(restart_engines_sync)
+    restart_engine = twin(restart_engine_sync)
+    signal_engines = twin(signal_engines_sync)
+    signal_engine = twin(signal_engine_sync)
 
     # -- context managers -------------------------------------------------------------
 

@@ -79,7 +79,7 @@ class Connection:
         The process that owns the cluster, and ends with it.
     started
         POSIX seconds.
-    daemon
+    dedicated
         Whether the owner exists only to hold the cluster, so that a SIGTERM to it is the
         way to stop both.
     engines
@@ -94,7 +94,7 @@ class Connection:
     pid: int = field(default_factory=os.getpid)
     host: str = field(default_factory=socket.gethostname)
     started: float = field(default_factory=time.time)
-    daemon: bool = False
+    dedicated: bool = False
     engines: dict[str, list[str]] = field(default_factory=dict)
     version: int = VERSION
 

@@ -100,7 +100,7 @@ def main() -> None:
     controller: OwnController | None = None
     try:
         try:
-            controller = launch(plan, _log, daemon=True)
+            controller = launch(plan, _log, dedicated=True)
         except AlreadyRunning as exc:
             print(json.dumps({"running": str(exc)}), file=answer)
             return

@@ -144,7 +144,7 @@ class Controller:
             self.disconnect()
             return
         owner = self.connection.owner()
-        if self.connection.daemon and owner is not None:
+        if self.connection.dedicated and owner is not None:
             self.disconnect()
             _terminate(owner, timeout)
         else:
@@ -209,6 +209,7 @@ class OwnController(Controller):
         if not self._stopping:
             self.log.warning("The cluster ended by itself: %s", reason)
             self.watch.disconnected(reason)
+            self.disconnect()
             self._forget()
         self.ended.set()
 
@@ -286,7 +287,7 @@ def find_launcher_class(name: str, kind: str = "engine") -> type[Controller] | t
     return Controller if kind == "controller" else EngineSet
 
 
-def launch(plan: Plan, log: Any, *, daemon: bool = False) -> OwnController:
+def launch(plan: Plan, log: Any, *, dedicated: bool = False) -> OwnController:
     """Start a controller in this process, and say so in its connection file.
 
     Raises
@@ -304,7 +305,7 @@ def launch(plan: Plan, log: Any, *, daemon: bool = False) -> OwnController:
             cluster_id=plan.cluster_id,
             profile=plan.profile,
             profile_dir=plan.profile_dir,
-            daemon=daemon,
+            dedicated=dedicated,
         )
         path = Path(plan.path) if plan.path else None
         if path is not None:
@@ -353,7 +354,7 @@ def _remove_logs(connection: Connection) -> None:
     for path in _log_files(connection, lambda name: True):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # there is something else in it, or it went already
-        os.rmdir(connection.info.get("logs", ""))
+        os.rmdir(connection.info.get("logs") or "")
 
 
 #: clusters of this process; their connection files must not outlive it

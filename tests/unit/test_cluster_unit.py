@@ -1,0 +1,804 @@
+"""Which cluster a client gets, and what a Cluster does, on a backend without processes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from traitlets.config import Config
+
+from pxcompat import backends
+from pxcompat.cluster import Cluster, ClusterManager, acquire, clean_cluster_files, connection
+from pxcompat.cluster.connection import (
+    AlreadyRunning,
+    Connection,
+    MissingConnectionFile,
+    StaleConnectionFile,
+)
+from pxcompat.cluster.launcher import EngineSet, find_launcher_class
+from pxcompat.cluster.settings import SettingError
+from pxcompat.cluster.watch import EngineWatch
+from pxcompat.error import BackendError, ConnectionFileError, EngineError, InvalidEngineId
+from pxcompat.protocol import Capabilities, EngineInfo, EventSink, Launched, LaunchSpec
+
+TIMEOUT = 5
+
+
+def done(value: Any = None) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+class FakeLaunched:
+    """A cluster that is a dict of engines."""
+
+    def __init__(self, spec: LaunchSpec, address: str) -> None:
+        self.spec = spec
+        self.info = {"backend": "fake", "address": address, "logs": spec.log_dir}
+        self.engines: dict[str, EngineInfo] = {}
+        self.sinks: list[EventSink] = []
+        self.signals: list[tuple[str, int]] = []
+        self.reason: str | None = None
+        self.ids = itertools.count()
+        self.ended = threading.Event()
+        self.register = True
+        self.start(spec.n)
+
+    def start(self, n: int) -> list[str]:
+        names = []
+        for _ in range(n):
+            number = next(self.ids)
+            info = EngineInfo(f"key{number}", number, pid=1, host="h")
+            names.append(info.key)
+            if self.register:
+                self.engines[info.key] = info
+                for sink in self.sinks:
+                    sink.engine_up(info)
+        return names
+
+    def end(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        self.ended.set()
+
+    def poll(self) -> str | None:
+        return self.reason
+
+    def wait(self, timeout: float | None = None) -> str | None:
+        self.ended.wait(timeout)
+        return self.reason
+
+    def stop(self, *, timeout: float = 10) -> None:
+        self.end("it was stopped")
+
+
+class FakeBackend:
+    name = "fake"
+
+    def __init__(self, cluster: FakeLaunched, info: Mapping[str, Any]) -> None:
+        self.cluster = cluster
+        self.info = info
+        self.capabilities = Capabilities()
+        self.closed = False
+
+    def open(self, sink: EventSink, *, timeout: float) -> None:
+        self.sink = sink
+        self.cluster.sinks.append(sink)
+        for info in self.cluster.engines.values():
+            sink.engine_up(info)
+
+    def close(self, *, timeout: float = 5) -> None:
+        self.closed = True
+        if hasattr(self, "sink"):
+            self.cluster.sinks.remove(self.sink)
+            del self.sink
+
+    def start_engines(self, n: int) -> Future[list[str]]:
+        return done(self.cluster.start(n))
+
+    def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
+        for key in keys:
+            del self.cluster.engines[key]
+            for sink in self.cluster.sinks:
+                sink.engine_down(key, "stopped")
+        return done()
+
+    def signal(self, key: str, signum: int) -> Future[None]:
+        self.cluster.signals.append((key, signum))
+        return done()
+
+    def stop_cluster(self) -> Future[None]:
+        self.cluster.end("a client stopped it")
+        return done()
+
+
+class FakeProvider:
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.launched: list[FakeLaunched] = []
+        self.adopted: list[tuple[Any, dict[str, Any]]] = []
+        self.before_launch = lambda: None
+
+    def launch(self, spec: LaunchSpec, *, timeout: float) -> Launched:
+        self.before_launch()
+        self.launched.append(FakeLaunched(spec, f"fake://{len(self.launched)}"))
+        return self.launched[-1]
+
+    def connect(self, info: Mapping[str, Any]) -> Any:
+        return FakeBackend(self.launched[int(info["address"].removeprefix("fake://"))], info)
+
+    def adopt(self, target: Any, **options: Any) -> Any:
+        if isinstance(target, str) and target.startswith("fake://"):
+            self.adopted.append((target, options))
+            return self.connect({"address": target})
+        if isinstance(target, SimpleNamespace):
+            self.adopted.append((target, options))
+            return FakeBackend(target.cluster, {})
+        return None
+
+    @property
+    def running(self) -> list[FakeLaunched]:
+        return [launched for launched in self.launched if launched.poll() is None]
+
+
+@pytest.fixture(autouse=True)
+def provider(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeProvider]:
+    """The backend ``fake``, which is the default, in an IPython directory of its own."""
+    for name in list(os.environ):
+        if name.startswith(("PXCOMPAT_", "IPP_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setenv("PXCOMPAT_NONINTERACTIVE", "1")
+    fake = ModuleType("fake_backend")
+    provider = fake.provider = FakeProvider()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fake_backend", fake)
+    table = {
+        "fake": ("fake_backend", ""),
+        "missing": ("no_such_module", "pip install what-is-missing"),
+        "dask": ("no_such_module", "of the name alone, as the default"),
+    }
+    monkeypatch.setattr(backends, "_BACKENDS", table)
+    for place in ("profile_default", "profile_p"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "pxcompat_config.py").write_text("c.PxCompat.backend = 'fake'")
+    yield provider
+    for launched in provider.running:
+        launched.stop()
+
+
+def until(condition: Any) -> None:
+    """Wait for another thread of this process."""
+    for _ in range(TIMEOUT * 1000):
+        if condition():
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError("not in time")
+
+
+def test_the_fake_says_why_a_backend_is_missing() -> None:
+    with pytest.raises(BackendError, match="pip install what-is-missing"):
+        backends.get("missing")
+
+
+class TestEmbedded:
+    def test_started_with_the_first_lease_and_ended_with_the_last(
+        self, provider: FakeProvider
+    ) -> None:
+        first = acquire(n=3)
+        second = acquire()
+        assert (first.embedded, first.expected, first.profile) == (True, 3, "default")
+        assert (second.embedded, second.expected) == (True, 3)
+        assert len(provider.launched) == 1
+        first.release()
+        assert provider.running
+        second.release()
+        assert not provider.running
+
+    def test_a_lease_counts_once(self, provider: FakeProvider) -> None:
+        first, second = acquire(n=1), acquire()
+        first.release()
+        first.release()
+        assert provider.running
+        second.release()
+
+    def test_begun_anew_after_the_last(self, provider: FakeProvider) -> None:
+        acquire(n=1).release()
+        lease = acquire(n=2)
+        assert lease.expected == 2
+        assert len(provider.launched) == 2
+        lease.release()
+
+    def test_one_for_each_profile(self, provider: FakeProvider) -> None:
+        leases = [acquire(n=1), acquire(profile="p", n=1)]
+        assert len(provider.running) == 2
+        assert leases[1].profile == "p"
+        leases[0].release()
+        assert [r is provider.launched[1] for r in provider.running] == [True]
+        leases[1].release()
+
+    def test_a_dead_one_is_replaced(self, provider: FakeProvider) -> None:
+        first = acquire(n=1)
+        provider.launched[0].end("crash")
+        second = acquire(n=1)
+        assert len(provider.launched) == 2
+        first.release()
+        assert provider.running
+        second.release()
+        assert not provider.running
+
+    def test_a_failed_start_leaves_nothing(self, provider: FakeProvider) -> None:
+        def fail() -> None:
+            raise BackendError("no")
+
+        provider.before_launch = fail
+        with pytest.raises(BackendError):
+            acquire(n=1)
+        provider.before_launch = lambda: None
+        acquire(n=1).release()
+        assert not provider.running
+
+    def test_many_threads_start_one(self, provider: FakeProvider) -> None:
+        gate = threading.Barrier(8)
+        leases = []
+
+        def take() -> None:
+            gate.wait(TIMEOUT)
+            leases.append(acquire(n=1))
+
+        threads = [threading.Thread(target=take) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(TIMEOUT)
+        assert len(provider.launched) == 1
+        for lease in leases[1:]:
+            lease.release()
+        assert provider.running
+        leases[0].release()
+        assert not provider.running
+
+    def test_ended_at_exit(self, provider: FakeProvider) -> None:
+        from pxcompat.cluster import embedded
+
+        lease = acquire(n=1)
+        embedded._stop_all()
+        assert not provider.running
+        lease.release()
+
+    def test_a_fork_neither_uses_nor_ends_it(
+        self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lease = acquire(n=1)
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+        lease.release()
+        assert provider.running
+        acquire(n=1).release()
+        assert len(provider.launched) == 2
+
+    def test_writes_no_file(self, tmp_path: Path) -> None:
+        before = sorted(tmp_path.rglob("*"))
+        lease = acquire(n=1)
+        assert sorted(tmp_path.rglob("*")) == before
+        lease.release()
+
+    def test_as_many_engines_as_cpus(
+        self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 3, 4, 5}, raising=False)
+        acquire().release()
+        assert provider.launched[0].spec.n == 5
+
+    def test_n_by_variable(self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PXCOMPAT_N", "6")
+        acquire().release()
+        assert provider.launched[0].spec.n == 6
+
+    def test_options_go_to_the_backend(self, provider: FakeProvider, tmp_path: Path) -> None:
+        config = tmp_path / "profile_p" / "pxcompat_config.py"
+        config.write_text("c.PxCompat.backend = 'fake'\nc.FakeBackend.a = 1\nc.FakeBackend.b = 1")
+        acquire(profile="p", n=1, b=2).release()
+        assert provider.launched[0].spec.options == {"a": 1, "b": 2}
+
+    def test_engines_can_import_what_the_client_can(self, provider: FakeProvider) -> None:
+        acquire(n=1).release()
+        assert provider.launched[0].spec.path == [entry for entry in sys.path if entry]
+        assert provider.launched[0].spec.cwd == os.getcwd()
+
+    def test_no_such_profile(self) -> None:
+        with pytest.raises(ConnectionFileError, match="pxcluster create nosuch"):
+            acquire(profile="nosuch")
+
+
+class TestFinding:
+    @pytest.fixture
+    def cluster(self, provider: FakeProvider) -> Iterator[Cluster]:
+        cluster = Cluster(n=2, profile="p", cluster_id="")
+        cluster.start_cluster_sync()
+        yield cluster
+        cluster.stop_cluster_sync()
+
+    def test_the_running_cluster_of_a_profile(
+        self, provider: FakeProvider, cluster: Cluster
+    ) -> None:
+        lease = acquire(profile="p")
+        assert not lease.embedded
+        assert lease.backend.info["address"] == "fake://0"
+        assert (lease.profile, lease.cluster_id) == ("p", "")
+        lease.release()
+        assert provider.running
+
+    def test_by_file_dict_and_object(self, cluster: Cluster) -> None:
+        path = cluster.cluster_file
+        content = json.loads(Path(path).read_text())
+        for info in (path, Path(path), content):
+            lease = acquire(info)
+            assert lease.backend.info["address"] == "fake://0"
+            assert lease.profile == "p"
+        assert acquire(cluster=cluster).backend.info["address"] == "fake://0"
+
+    def test_by_address(self, provider: FakeProvider, cluster: Cluster) -> None:
+        lease = acquire("fake://0", security="S")
+        assert provider.adopted == [("fake://0", {"security": "S"})]
+        assert not lease.embedded
+        assert lease.expected == 0
+
+    def test_by_native_object(self, provider: FakeProvider, cluster: Cluster) -> None:
+        native = SimpleNamespace(cluster=provider.launched[0])
+        acquire(native)
+        assert provider.adopted == [(native, {})]
+
+    def test_by_variable(
+        self, provider: FakeProvider, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PXCOMPAT_ADDRESS", "fake://0")
+        acquire()
+        assert provider.adopted == [("fake://0", {})]
+        monkeypatch.setenv("PXCOMPAT_ADDRESS", cluster.cluster_file)
+        assert acquire().profile == "p"
+
+    def test_an_address_nobody_knows(self) -> None:
+        with pytest.raises(BackendError, match=r"'what://x'.*fake does not.*what-is-missing"):
+            acquire("what://x")
+        with pytest.raises(BackendError, match="a object object"):
+            acquire(object())
+
+    def test_a_chosen_backend_is_the_only_one_asked(self) -> None:
+        with pytest.raises(BackendError, match=r"^the 'missing' backend needs no_such_module"):
+            acquire("fake://0", backend="missing")
+
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(MissingConnectionFile, match=r"nowhere\.json"):
+            acquire(str(tmp_path / "nowhere.json"))
+
+    def test_a_dict_of_ipyparallel_s(self) -> None:
+        with pytest.raises(ConnectionFileError, match="ipyparallel's own"):
+            acquire({"registration": 1, "task_scheduler": "x"})
+
+    def test_a_name_must_be_running(self, provider: FakeProvider) -> None:
+        with pytest.raises(MissingConnectionFile, match="--cluster-id=x"):
+            acquire(cluster_id="x")
+        assert not provider.launched
+
+    def test_a_stale_file_is_an_error_only_where_it_was_named(
+        self, provider: FakeProvider, cluster: Cluster
+    ) -> None:
+        path = Path(cluster.cluster_file)
+        stale = connection.read(path)
+        stale.started = 0.0
+        connection.write(path, stale)
+        with pytest.raises(StaleConnectionFile):
+            acquire(path)
+        lease = acquire(profile="p", n=1)
+        assert lease.embedded
+        assert not path.exists()
+        lease.release()
+
+    def test_a_file_of_no_use_is_not_passed_over(self, cluster: Cluster) -> None:
+        Path(cluster.cluster_file).chmod(0o644)
+        with pytest.raises(ConnectionFileError, match="open to other users"):
+            acquire(profile="p")
+        Path(cluster.cluster_file).chmod(0o600)
+
+    def test_another_backend_than_the_running_one_is_embedded(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        provider = FakeProvider()
+        module = ModuleType("other_backend")
+        module.provider = provider  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "other_backend", module)
+        monkeypatch.setitem(backends._BACKENDS, "other", ("other_backend", ""))
+        lease = acquire(profile="p", backend="other", n=1)
+        assert lease.embedded
+        assert len(provider.launched) == 1
+        lease.release()
+
+    def test_timeout_and_progress_come_with_the_lease(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert (acquire(profile="p").timeout, acquire(profile="p").progress) == (5, False)
+        monkeypatch.delenv("PXCOMPAT_NONINTERACTIVE")
+        lease = acquire(profile="p", timeout=1.5)
+        assert (lease.timeout, lease.progress) == (1.5, True)
+
+
+class TestCluster:
+    @pytest.fixture
+    def cluster(self) -> Iterator[Cluster]:
+        cluster = Cluster(n=2, profile="p", cluster_id="c")
+        yield cluster
+        cluster.stop_cluster_sync()
+
+    def test_its_life(self, provider: FakeProvider, cluster: Cluster, tmp_path: Path) -> None:
+        path = tmp_path / "profile_p" / "security" / "pxcompat-c-client.json"
+        assert Path(cluster.cluster_file) == path
+        assert cluster.start_cluster_sync() is cluster
+        assert cluster.controller.running
+        assert len(provider.launched[0].engines) == 2
+        (engine_set_id,) = cluster.engines
+        saved = connection.read(path)
+        assert saved.engines == {engine_set_id: ["key0", "key1"]}
+        assert (saved.profile, saved.cluster_id, saved.pid) == ("p", "c", os.getpid())
+        cluster.stop_cluster_sync()
+        assert not provider.running
+        assert not path.exists()
+        assert cluster.controller is None
+        assert cluster.engines == {}
+        cluster.stop_cluster_sync()
+
+    def test_nothing_stays_when_it_stopped(self, provider: FakeProvider, cluster: Cluster) -> None:
+        before = set(threading.enumerate())
+        cluster.start_cluster_sync()
+        sink = provider.launched[0].sinks[0]
+        assert isinstance(sink, EngineWatch)
+        cluster.stop_cluster_sync()
+        assert provider.launched[0].sinks == []
+        assert set(threading.enumerate()) == before
+
+    def test_ids_differ(self) -> None:
+        assert len({Cluster().cluster_id for _ in range(3)}) == 3
+
+    def test_engine_sets(self, provider: FakeProvider, cluster: Cluster) -> None:
+        cluster.start_controller_sync()
+        first = cluster.start_engines_sync(2)
+        second = cluster.start_engines_sync(1)
+        assert cluster.start_engines_sync(1, "mine") == "mine"
+        assert len({first, second}) == 2
+        assert [s.n for s in cluster.engines.values()] == [2, 1, 1]
+        assert cluster.engine_set is cluster.engines[first]
+        assert isinstance(cluster.engine_set, find_launcher_class("local", "engine"))
+        cluster.stop_engines_sync(first)
+        assert list(cluster.engines) == [second, "mine"]
+        assert list(provider.launched[0].engines) == ["key2", "key3"]
+        assert list(connection.read(cluster.cluster_file).engines) == [second, "mine"]
+        with pytest.raises(KeyError):
+            cluster.stop_engines_sync(first)
+        cluster.stop_engines_sync()
+        assert cluster.engines == {}
+        assert cluster.engine_set is None
+
+    def test_restart(self, provider: FakeProvider, cluster: Cluster) -> None:
+        cluster.start_cluster_sync()
+        (engine_set_id,) = cluster.engines
+        cluster.restart_engines_sync()
+        assert list(cluster.engines) == [engine_set_id]
+        assert list(provider.launched[0].engines) == ["key2", "key3"]
+        cluster.restart_engine_sync(3)
+        assert cluster.engines[engine_set_id].names == ["key2", "key4"]
+        assert connection.read(cluster.cluster_file).engines == {engine_set_id: ["key2", "key4"]}
+
+    def test_one_engine(self, provider: FakeProvider, cluster: Cluster) -> None:
+        cluster.start_cluster_sync()
+        cluster.signal_engine_sync(signal.SIGUSR1, 1)
+        cluster.stop_engine_sync(0)
+        assert provider.launched[0].signals == [("key1", signal.SIGUSR1)]
+        assert list(provider.launched[0].engines) == ["key1"]
+        with pytest.raises(InvalidEngineId, match="no engine 0; there are: 1"):
+            cluster.stop_engine_sync(0)
+
+    def test_signals_reach_the_engines_that_are_left(
+        self, provider: FakeProvider, cluster: Cluster
+    ) -> None:
+        cluster.start_cluster_sync()
+        cluster.stop_engine_sync(0)
+        cluster.signal_engines_sync(signal.SIGINT)
+        assert provider.launched[0].signals == [("key1", signal.SIGINT)]
+
+    def test_a_second_start(self, cluster: Cluster) -> None:
+        cluster.start_controller_sync()
+        with pytest.raises(RuntimeError, match="stop_controller"):
+            cluster.start_controller_sync()
+        with pytest.raises(AlreadyRunning, match=r"pxcluster stop"):
+            Cluster(profile="p", cluster_id="c").start_controller_sync()
+        other = Cluster(profile="p", cluster_id="d")
+        other.start_controller_sync()
+        other.stop_cluster_sync()
+
+    def test_lost_race(self, provider: FakeProvider, cluster: Cluster) -> None:
+        rival = Connection("fake", {"address": "fake://9"}, cluster_id="c")
+        provider.before_launch = lambda: connection.write(cluster.cluster_file, rival)
+        with pytest.raises(AlreadyRunning):
+            cluster.start_controller_sync()
+        assert not provider.running
+        assert connection.read(cluster.cluster_file) == rival
+
+    def test_it_cannot_be_used_before_it_starts(self, cluster: Cluster) -> None:
+        with pytest.raises(RuntimeError, match="not running"):
+            cluster.start_engines_sync()
+
+    def test_one_that_dies_by_itself_is_forgotten(
+        self, provider: FakeProvider, cluster: Cluster
+    ) -> None:
+        cluster.start_cluster_sync()
+        provider.launched[0].end("crash")
+        assert cluster.controller.ended.wait(TIMEOUT)
+        assert not Path(cluster.cluster_file).exists()
+        assert cluster.controller.state == "after"
+        cluster.stop_cluster_sync()
+        cluster.start_cluster_sync()
+        assert len(provider.running) == 1
+
+    def test_one_that_nobody_holds_is_stopped(self, provider: FakeProvider) -> None:
+        cluster = Cluster(n=1, profile="p")
+        cluster.start_cluster_sync()
+        gone = weakref.ref(cluster)
+        del cluster
+        gc.collect()
+        assert gone() is None
+        until(lambda: not provider.running)
+
+    def test_stopped_at_exit(
+        self, provider: FakeProvider, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from pxcompat.cluster import launcher
+
+        cluster.start_cluster_sync()
+        launcher._stop_owned()
+        assert not provider.running
+        assert not Path(cluster.cluster_file).exists()
+        assert "Stopping cluster 'c'" in capsys.readouterr().err
+
+    def test_a_fork_does_not_stop_it(
+        self, provider: FakeProvider, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cluster.start_cluster_sync()
+        with monkeypatch.context() as fork:
+            fork.setattr(os, "getpid", lambda: 0)
+            cluster.controller.stop()
+        assert provider.running
+
+    def test_coroutines(self, provider: FakeProvider, cluster: Cluster) -> None:
+        async def life() -> None:
+            await cluster.start_cluster(n=1)
+            engine_set_id = await cluster.start_engines(2)
+            await cluster.wait_for_engines()
+            await cluster.signal_engines(signal.SIGINT, engine_set_id)
+            await cluster.restart_engines(engine_set_id)
+            await cluster.stop_engines(engine_set_id)
+            assert list(provider.launched[0].engines) == ["key0"]
+            await asyncio.gather(cluster.stop_controller(), cluster.stop_engines())
+
+        asyncio.run(life())
+        assert len(provider.launched[0].signals) == 2
+        assert not provider.running
+        assert Cluster.start_engines.__name__ == "start_engines"
+
+    def test_repr(self, cluster: Cluster, tmp_path: Path) -> None:
+        assert repr(cluster) == "<Cluster(cluster_id='c', profile='p')>"
+        cluster.start_controller_sync()
+        cluster.start_engines_sync(1, "e")
+        assert repr(cluster) == (
+            "<Cluster(cluster_id='c', profile='p', controller=<running>, engine_sets=['e'])>"
+        )
+        elsewhere = Cluster(cluster_id="c", profile_dir=str(tmp_path))
+        assert repr(elsewhere) == f"<Cluster(cluster_id='c', profile_dir={str(tmp_path)!r})>"
+
+    def test_from_file(self, provider: FakeProvider, cluster: Cluster) -> None:
+        cluster.start_cluster_sync()
+        for other in (
+            Cluster.from_file(cluster.cluster_file),
+            Cluster.from_file(profile="p", cluster_id="c"),
+            Cluster.from_dict(cluster.to_dict()),
+        ):
+            assert not other.shutdown_atexit
+            assert other.cluster_file == cluster.cluster_file
+            assert other.controller.running
+            assert list(other.engines) == list(cluster.engines)
+            assert other.engine_set is not None
+            assert other.engine_set.n == 2
+        other.start_engines_sync(1, "added")
+        assert "added" in connection.read(cluster.cluster_file).engines
+        other.stop_cluster_sync()
+        assert not provider.running
+        assert cluster.controller.state == "after"
+        with pytest.raises(FileNotFoundError):
+            Cluster.from_file(cluster.cluster_file)
+
+    def test_a_description_holds_no_credentials(
+        self, provider: FakeProvider, cluster: Cluster
+    ) -> None:
+        cluster.start_cluster_sync()
+        cluster.connection.info["tls_key"] = "SECRET"
+        assert "SECRET" not in json.dumps(cluster.to_dict())
+
+    def test_a_description_of_one_that_ended(self, cluster: Cluster) -> None:
+        cluster.start_cluster_sync()
+        description = cluster.to_dict()
+        cluster.stop_cluster_sync()
+        assert Cluster.from_dict(description).controller is None
+
+    def test_engines_that_die_while_they_start(
+        self, provider: FakeProvider, cluster: Cluster
+    ) -> None:
+        cluster.start_controller_sync()
+        provider.launched[0].register = False
+        cluster.start_engines_sync(2)
+        with pytest.raises(TimeoutError, match=r"0 of 2 engines .* 0\.01 s"):
+            cluster.wait_for_engines_sync(timeout=0.01)
+        provider.launched[0].sinks[0].engine_down("key1", "exited with status 1")
+        with pytest.raises(EngineError, match="key1: exited with status 1"):
+            cluster.wait_for_engines_sync()
+
+    def test_output(self, provider: FakeProvider, cluster: Cluster) -> None:
+        cluster.start_controller_sync()
+        cluster.start_engines_sync(1, "e")
+        logs = Path(provider.launched[0].spec.log_dir or "")
+        logs.mkdir(parents=True)
+        (logs / "engine-key0.log").write_text("of the engine")
+        (logs / "scheduler.log").write_text("of the scheduler")
+        assert cluster.engines["e"].get_output() == "engine-key0.log:\nof the engine"
+        assert "of the scheduler" in cluster.controller.get_output()
+        assert "of the engine" not in cluster.controller.get_output()
+        cluster.stop_cluster_sync()
+        assert not logs.exists()
+
+    def test_no_file(self, provider: FakeProvider, tmp_path: Path) -> None:
+        cluster = Cluster(n=1, profile="p", cluster_file="")
+        cluster.start_cluster_sync()
+        assert not list(tmp_path.rglob("*client.json"))
+        cluster.stop_cluster_sync()
+        assert not provider.running
+
+    def test_the_interface_to_listen_on(self, provider: FakeProvider) -> None:
+        for given, host in (("", "127.0.0.1"), ("*", "0.0.0.0"), ("10.0.0.1", "10.0.0.1")):
+            cluster = Cluster(profile="p", controller_ip=given)
+            cluster.start_controller_sync()
+            assert provider.launched[-1].spec.host == host
+            cluster.stop_cluster_sync()
+
+
+class TestClusterConfiguration:
+    def test_order(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        place = tmp_path / "profile_p"
+        (place / "ipcluster_config.json").write_text(
+            json.dumps({"Cluster": {"n": 5, "engine_timeout": 10, "delay": 3}})
+        )
+        direct = Config()
+        direct.Cluster.engine_timeout = 20
+        cluster = Cluster(profile="p", config=direct)
+        assert (cluster.n, cluster.engine_timeout, cluster.delay) == (5, 20, 3)
+        with (place / "pxcompat_config.py").open("a") as file:
+            file.write("\nc.Cluster.n = 6")
+        assert Cluster(profile="p").n == 6
+        monkeypatch.setenv("PXCOMPAT_N", "7")
+        assert Cluster(profile="p").n == 7
+        direct.Cluster.n = 8
+        assert Cluster(profile="p", config=direct).n == 8
+        assert Cluster(profile="p", config=direct, n=9).n == 9
+
+    def test_none_of_the_profile(self) -> None:
+        direct = Config()
+        cluster = Cluster(profile="p", config=direct, load_profile=False)
+        assert cluster.config == direct
+        assert cluster.backend == "dask"
+
+    def test_bad_value(self, tmp_path: Path) -> None:
+        path = tmp_path / "profile_p" / "pxcompat_config.py"
+        path.write_text("c.Cluster.n = 'x'")
+        with pytest.raises(SettingError, match=r"pxcompat_config\.py: c\.Cluster\.n = 'x'"):
+            Cluster(profile="p")
+
+    def test_launchers(self, caplog: pytest.LogCaptureFixture) -> None:
+        local = Cluster(engines="local", controller="Local", profile="p")
+        assert local.engine_launcher_class is EngineSet
+        assert not caplog.records
+        assert Cluster(engines="mpi", profile="p").engine_launcher_class is EngineSet
+        with pytest.raises(TypeError, match="not both"):
+            Cluster(engines="local", engine_launcher_class="mpi")
+        with pytest.raises(ValueError, match="no launcher 'slurm'"):
+            find_launcher_class("slurm")
+
+    def test_a_new_profile_is_made_when_it_is_needed(self, tmp_path: Path) -> None:
+        cluster = Cluster(profile="new", backend="fake")
+        assert not (tmp_path / "profile_new").exists()
+        cluster.start_controller_sync()
+        assert (tmp_path / "profile_new" / "startup").is_dir()
+        cluster.stop_cluster_sync()
+
+
+class TestManager:
+    def test_new_get_remove(self) -> None:
+        manager = ClusterManager()
+        key, cluster = manager.new_cluster(profile="p", cluster_id="a")
+        assert key == "p:a"
+        assert manager.get_cluster(key) is cluster
+        with pytest.raises(KeyError):
+            manager.new_cluster(profile="p", cluster_id="a")
+        manager.remove_cluster(key)
+        assert manager.clusters == {}
+        with pytest.raises(KeyError):
+            manager.remove_cluster(key)
+
+    def test_finds_what_runs_and_forgets_what_ended(self) -> None:
+        manager = ClusterManager()
+        cluster = Cluster(n=1, profile="p", cluster_id="a")
+        cluster.start_cluster_sync()
+        assert list(manager.load_clusters()) == ["p:a"]
+        assert list(manager.load_clusters(profile="default")) == ["p:a"]
+        assert list(ClusterManager().load_clusters(profile="default")) == []
+        assert list(ClusterManager().load_clusters(profile_dir=cluster.profile_dir)) == ["p:a"]
+        found = manager.clusters["p:a"]
+        manager.load_clusters()
+        assert manager.clusters["p:a"] is found
+        cluster.stop_cluster_sync()
+        assert manager.load_clusters() == {}
+
+    def test_default_clusters(self) -> None:
+        clusters = ClusterManager().load_clusters(init_default_clusters=True)
+        assert sorted(clusters) == ["default:", "p:"]
+        assert not clusters["p:"]._is_running()
+
+    def test_a_bad_file_is_passed_over(self, tmp_path: Path) -> None:
+        security = tmp_path / "profile_p" / "security"
+        security.mkdir()
+        (security / "pxcompat-client.json").write_text("{")
+        assert ClusterManager().load_clusters() == {}
+
+
+class TestClean:
+    def test_what_is_left_goes(self, tmp_path: Path) -> None:
+        place = tmp_path / "profile_p"
+        left = [
+            place / "security" / "pxcompat-x-client.json",
+            place / "security" / "cluster-abc.json",
+            place / "security" / "ipcontroller-client.json",
+            place / "log" / "pxcluster.log",
+            place / "log" / "pxcompat" / "engine.log",
+        ]
+        kept = place / "security" / "other.json"
+        for path in (*left, kept):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+        clean_cluster_files(str(place))
+        assert [path for path in left if path.exists()] == []
+        assert kept.exists()
+
+    def test_not_while_a_cluster_runs(self) -> None:
+        cluster = Cluster(n=1, profile="p")
+        cluster.start_cluster_sync()
+        with pytest.raises(ValueError, match="still running"):
+            clean_cluster_files()
+        assert Path(cluster.cluster_file).exists()
+        clean_cluster_files(force=True)
+        assert not Path(cluster.cluster_file).exists()
+        cluster.stop_cluster_sync()
+
+    def test_not_while_ipyparallel_s_runs(self, tmp_path: Path) -> None:
+        path = tmp_path / "profile_p" / "security" / "cluster-.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps({"controller": {"state": {"pid": os.getpid()}}}))
+        with pytest.raises(ValueError, match="still running"):
+            clean_cluster_files()
