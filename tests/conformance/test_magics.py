@@ -1,0 +1,325 @@
+"""``%px`` and its family on live engines.
+
+Takes the fixture ``rc``: a client with two engines or more.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import RichOutput, capture_output
+
+from pxcompat.error import AlreadyDisplayedError, CompositeError, RemoteError, TaskAborted
+
+
+@pytest.fixture
+def view(rc: Any, ip: InteractiveShell) -> Any:
+    """The blocking view that %px runs on, of all engines there are now; more may come."""
+    return rc.activate(rc.ids)
+
+
+_ANSI = re.compile(r"\x1b\[[\d;]*m")
+
+
+class Shown:
+    """What a cell showed."""
+
+    def __init__(self, stdout: str, stderr: str, outputs: list[RichOutput]) -> None:
+        self.stdout = _ANSI.sub("", stdout)
+        self.stderr = _ANSI.sub("", stderr)
+        self.displays = [str(o.data["text/plain"]) for o in outputs if "text/plain" in o.data]
+
+
+@contextmanager
+def showing() -> Iterator[list[Shown]]:
+    """Collects what is shown; the list has one item at the end."""
+    shown: list[Shown] = []
+    with capture_output() as io:
+        yield shown
+    shown.append(Shown(io.stdout, io.stderr, io.outputs))
+
+
+def px(ip: InteractiveShell, options: str, cell: str) -> Shown:
+    with showing() as shown:
+        ip.run_cell_magic("px", options, cell)
+    return shown[0]
+
+
+def results(shown: Shown) -> list[str]:
+    """The results, as ``Out[0]: 3``, without the engines' counts."""
+    texts = (re.sub(r"\[(\d+):\d+\]", r"[\1]", text) for text in shown.displays)
+    return [text for text in sorted(texts) if text.startswith("Out")]
+
+
+# -- output --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", ["--stream", "--no-stream", "--no-stream -e", "--no-stream -r"])
+def test_output_names_its_engine(rc: Any, ip: InteractiveShell, view: Any, options: str) -> None:
+    view.scatter("rank", view.targets, flatten=True, block=True)
+    code = "import sys; print('out', rank); print('err', rank, file=sys.stderr); rank + 0.5"
+    shown = px(ip, options, code)
+    for i in view.targets:
+        assert re.search(rf"\[stdout:{i}\] ?\n?out {i}$", shown.stdout, re.M)
+        assert re.search(rf"\[stderr:{i}\] ?\n?err {i}$", shown.stderr, re.M)
+    assert results(shown) == [f"Out[{i}]: {i}.5" for i in view.targets]
+
+
+def test_displays_come_before_the_result(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    code = "from IPython.display import HTML, display\ndisplay(HTML('<b>')); 6 * 7"
+    shown = px(ip, "-t 0:1 --no-stream", code)
+    heading, html, result = shown.displays
+    assert (heading, html) == ("[output:0]", "<IPython.core.display.HTML object>")
+    assert re.fullmatch(r"Out\[0:\d+\]: 42", result)
+
+
+def test_output_is_shown_while_the_cell_runs(
+    rc: Any, ip: InteractiveShell, view: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The engine waits for a file that appears once its line has been seen here."""
+    seen = threading.Event()
+
+    class Stdout:
+        def write(self, text: str) -> int:
+            if "begun" in text:
+                seen.set()
+            return len(text)
+
+        def flush(self) -> None: ...
+
+    view["path"] = path = str(tmp_path / "go")
+    code = (
+        "import os, time\nprint('begun', flush=True)\nend = time.monotonic() + 30\n"
+        "while not os.path.exists(path):\n"
+        "    assert time.monotonic() < end\n    time.sleep(0.01)"
+    )
+
+    def go() -> None:
+        if seen.wait(20):
+            Path(path).touch()
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    monkeypatch.setattr(sys, "stdout", Stdout())
+    ip.run_cell_magic("px", "-t 0 --stream --progress-after -1", code)
+    thread.join()
+    assert seen.is_set()
+
+
+def test_targets_of_one_cell(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    first, second = view.targets[:2]
+    assert results(px(ip, "--target 0:1", "1")) == [f"Out[{first}]: 1"]
+    assert results(px(ip, f"-t {second}", "2")) == [f"Out[{second}]: 2"]
+    assert results(px(ip, f"-t {first},{second}", "3")) == [
+        f"Out[{first}]: 3",
+        f"Out[{second}]: 3",
+    ]
+    assert view.targets == view.targets
+
+
+def test_an_engine_that_does_not_exist(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    with pytest.raises(IndexError, match="1000"):
+        ip.run_cell_magic("px", "-t 1000", "1")
+
+
+def test_code_is_the_engines(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    ip.user_ns["x"] = "client"
+    view["x"] = "engine"
+    ip.run_line_magic("px", "y = f'{x}'")
+    assert view["y"] == ["engine"] * len(view.targets)
+
+
+def test_magics_and_await_on_the_engines(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    shown = px(ip, "-t 0", "import asyncio\n%pwd\nawait asyncio.sleep(0, 'awaited')")
+    assert results(shown)[-1].endswith(": 'awaited'")
+
+
+# -- errors --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code, name", [("1/0", "ZeroDivisionError"), ("x = = 1", "SyntaxError")])
+def test_streamed_errors_are_counted(
+    rc: Any, ip: InteractiveShell, view: Any, code: str, name: str
+) -> None:
+    with showing() as shown, pytest.raises(AlreadyDisplayedError) as caught:
+        ip.run_cell_magic("px", "--stream", "print('before')\n" * (name[0] == "Z") + code)
+    assert str(caught.value) == f"{len(view.targets)} errors"
+    for i in view.targets:
+        assert f"[{i}:execute]" in shown[0].stderr
+    assert shown[0].stderr.count(f"{name}: ") == len(view.targets)
+
+
+@pytest.mark.parametrize("code, name", [("1/0", "ZeroDivisionError"), ("x = = 1", "SyntaxError")])
+def test_errors_without_streaming(
+    rc: Any, ip: InteractiveShell, view: Any, code: str, name: str
+) -> None:
+    with showing() as shown, pytest.raises(CompositeError) as caught:
+        ip.run_cell_magic("px", "--no-stream", code)
+    assert {ename for ename, *_ in caught.value.elist} == {name}
+    assert shown[0].stderr == ""
+
+
+def test_output_before_an_error_is_shown(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    with showing() as shown, pytest.raises(CompositeError):
+        ip.run_cell_magic("px", "--no-stream", "print('before')\n1/0")
+    assert shown[0].stdout.count("before") == len(view.targets)
+
+
+def test_an_error_of_a_single_engine(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    with showing(), pytest.raises(RemoteError) as caught:
+        ip.run_cell_magic("px", f"-t {view.targets[-1]}", "1/0")
+    assert caught.value.ename == "ZeroDivisionError"
+    assert caught.value.engine_info["engine_id"] == view.targets[-1]
+
+
+def test_a_failure_aborts_the_px_behind_it(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    view.block = False
+    first = ip.run_line_magic("px", "import time; time.sleep(0.5); 1/0")
+    ip.run_line_magic("px", "after = 1")
+    assert first.wait(30)
+    with showing(), pytest.raises(TaskAborted):
+        ip.run_line_magic("pxresult", "")
+    view.block = True
+    px(ip, "", "recovered = 'after' not in dir()")
+    assert view["recovered"] == [True] * len(view.targets)
+
+
+# -- Ctrl-C --------------------------------------------------------------------
+
+
+@contextmanager
+def ctrl_c(after: float) -> Iterator[None]:
+    """Raise KeyboardInterrupt in this thread, as Ctrl-C does, after some seconds."""
+
+    def handler(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, after)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+needs_alarm = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no SIGALRM here")
+
+
+@needs_alarm
+@pytest.mark.parametrize("option, sent", [("", "SIGINT"), ("--signal-on-interrupt 2", "2")])
+def test_ctrl_c_interrupts_the_engines(
+    rc: Any, ip: InteractiveShell, view: Any, option: str, sent: str
+) -> None:
+    code = (
+        "import time\nended = False\nprint('begun')\n"
+        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('told'); ended = True"
+    )
+    started = time.monotonic()
+    with ctrl_c(1.5):
+        shown = px(ip, option, code)
+    assert time.monotonic() - started < 30
+    line = f"Received Keyboard Interrupt. Sending signal {sent} to engines...\n"
+    assert line in shown.stderr
+    # the engines' answers were awaited
+    assert shown.stdout.count("told") == len(view.targets)
+    assert view["ended"] == [True] * len(view.targets)
+
+
+@needs_alarm
+def test_ctrl_c_spares_engines_that_have_finished(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    first, second = view.targets[:2]
+    rc[[first, second]].scatter("slow", [False, True], flatten=True, block=True)
+    others: list[Any] = []
+    # somebody else's work on the first engine, when that is done with the cell
+    timer = threading.Timer(0.7, lambda: others.append(rc[first].apply_async(time.sleep, 2)))
+    timer.start()
+    with ctrl_c(1.5):
+        shown = px(ip, f"-t {first},{second}", "import time\nif slow:\n    time.sleep(60)")
+    timer.join()
+    assert shown.stderr.count("KeyboardInterrupt:") == 1
+    assert others[0].get(30) is None
+
+
+@needs_alarm
+def test_signal_0_leaves_the_engines_running(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    with ctrl_c(0.7):
+        shown = px(ip, "--signal-on-interrupt 0", "import time; time.sleep(2); done = 1")
+    assert "Sending signal 0 to engines" in shown.stderr
+    assert view["done"] == [1] * len(view.targets)
+
+
+# -- the rest of the family ----------------------------------------------------
+
+
+def test_results_afterwards(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    ar = ip.run_cell_magic("px", "--noblock --name kept", "print('there')\n6 * 7")
+    assert ip.user_ns["kept"] is ar
+    with showing() as shown:
+        ip.run_line_magic("pxresult", "")
+    assert shown[0].stdout.count("there") == len(view.targets)
+    assert results(shown[0]) == [f"Out[{i}]: 42" for i in view.targets]
+
+
+def test_config(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    ip.run_line_magic("pxconfig", "--verbose --noblock -t 0:2")
+    assert (view.block, view.targets) == (False, rc.ids[:2])
+    shown = px(ip, "--block", "1")
+    assert shown.stdout.startswith(f"Parallel execution on engine(s): {rc.ids[:2]}\n")
+
+
+@pytest.mark.parametrize("magic, options", [("px", "--local"), ("pxlocal", "")])
+def test_here_and_there(rc: Any, ip: InteractiveShell, view: Any, magic: str, options: str) -> None:
+    with showing() as shown:
+        ip.run_cell_magic(magic, options, "class Both: pass\nwhere = 'any'\n1 + 1")
+    assert ip.user_ns["where"] == "any"
+    assert view["where"] == ["any"] * len(view.targets)
+    assert re.search(r"^(Out\[\d+\]: )?2$", shown[0].stdout, re.M)
+    assert results(shown[0])[-len(view.targets) :] == [f"Out[{i}]: 2" for i in view.targets]
+    # an instance made here is one of the class there
+    view["both"] = ip.user_ns["Both"]()
+    ip.run_line_magic("px", "same = isinstance(both, Both)")
+    assert view["same"] == [True] * len(view.targets)
+
+
+def test_autopx(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    with showing() as shown:
+        ip.run_cell("%autopx")
+        ip.run_cell("a = 5\nb = 12345")
+        ip.run_cell("b *= 2")
+        ip.run_cell("print(b)\na")
+        failed = ip.run_cell("a/0")
+        ip.run_cell("%autopx")
+        ip.run_cell("here = 1")
+    assert shown[0].stdout.startswith("%autopx enabled\n")
+    assert shown[0].stdout.rstrip().endswith("%autopx disabled")
+    assert shown[0].stdout.count("24690") == len(view.targets)
+    assert results(shown[0]) == [f"Out[{i}]: 5" for i in view.targets]
+    assert isinstance(failed.error_in_exec, (AlreadyDisplayedError, CompositeError))
+    assert "a" not in ip.user_ns and ip.user_ns["here"] == 1
+    assert view["b"] == [24690] * len(view.targets)
+
+
+def test_sets_with_a_suffix(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    rc.activate(view.targets[0], "_one")
+    with showing() as shown:
+        ip.run_line_magic("px_one", "1")
+    assert results(shown[0]) == [f"Out[{view.targets[0]}]: 1"]
+
+
+def test_plots_come_back(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    pytest.importorskip("matplotlib")
+    px(ip, "-t 0", "%matplotlib inline\nimport matplotlib.pyplot as plt")
+    with capture_output() as io:
+        ip.run_cell_magic("px", "-t 0", "plt.plot([1, 2, 3])")
+    assert any("image/png" in output.data for output in io.outputs)
