@@ -12,6 +12,7 @@ from typing import Any
 
 from .error import UnmetDependency
 from .serialize import Reference
+from .serialize.canning import CannedObject, can_map
 
 __all__ = ["Dependency", "depend", "dependent", "require"]
 
@@ -83,6 +84,10 @@ class dependent:
         self.__dict__.update(state)
         if on_engine is True:
             self.check_dependency()
+
+
+# ``uncan(can(f), namespace)`` is an arrival too
+can_map[dependent] = CannedObject
 
 
 def require(*objects: Any, **mapping: Any) -> Callable[[Callable[..., Any]], dependent]:

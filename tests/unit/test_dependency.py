@@ -67,6 +67,12 @@ def test_what_comes_back_to_the_client_is_not_checked():
     assert serialize.loads(serialize.dumps(f))(-1) == 1
 
 
+def test_canning_checks_too():
+    namespace: dict = {}
+    f = serialize.uncan(serialize.can(require("base64")(interactive(lambda: base64))), namespace)
+    assert f() is base64 and namespace["base64"] is base64
+
+
 def test_conditions_of_conditions_are_checked():
     f = depend(allow)(depend(refuse)(abs))
     with pytest.raises(UnmetDependency):
