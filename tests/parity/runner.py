@@ -56,7 +56,7 @@ class Hung(BaseException):
 def normalise(text: str) -> str:
     """Without what differs from run to run, on one line."""
     text = re.sub(r"(\x1b|\\x1b)\[[0-9;]*m", "", text)
-    text = re.sub(r"[^\r\n]*\d+%\|[^\r\n]*/s\]", "", text)  # a progress bar
+    text = re.sub(r"[^\r\n]*\d+%\|[^\r\n]*\]", "", text)  # a progress bar
     text = re.sub(r"0x[0-9a-f]{6,}", "0x?", text)
     text = re.sub(r"Out\[(\d+):\d+\]", r"Out[\1:?]", text)
     text = re.sub(r"\(\S+, line (\d+)\)", r"(line \1)", text)

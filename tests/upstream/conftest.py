@@ -70,6 +70,9 @@ def _package_folder() -> Path:
         if source.name not in ("__init__.py", "conftest.py"):
             shutil.copy(source, package)
     shutil.copy(HERE / "adapter.py", package / "__init__.py")
+    if BACKEND != "ipyparallel":
+        # for the commands that tests start: `python -m ipyparallel.cluster ...`
+        (folder / "sitecustomize.py").write_text("import pxcompat\n\npxcompat.enable()\n")
     sys.path.append(str(folder))
     return folder
 
@@ -202,6 +205,8 @@ def _aliased() -> Iterator[None]:
         return
     pxcompat.enable()
     try:
+        # disable() has taken every ipyparallel.* away, what the adapter put there included
+        sys.modules["ipyparallel.tests"] = importlib.import_module(PACKAGE)
         yield
     finally:
         pxcompat.disable()
