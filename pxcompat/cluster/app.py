@@ -246,10 +246,12 @@ pxcluster start -n 4 --daemonize          # ... in the background
             shutdown_atexit=not self.daemonize,
             dedicated=True,
         )
-        self.log.info("Starting a %s cluster [daemonize=%s]", cluster.backend, self.daemonize)
         leave = False
         try:
             with _stop_signals():
+                self.log.info(
+                    "Starting a %s cluster [daemonize=%s]", cluster.backend, self.daemonize
+                )
                 cluster.start_controller_sync()
                 _relay_signals(cluster)
                 self.wait_until_up(cluster, cluster.start_engines_sync())

@@ -12,6 +12,7 @@ daemon does too.  Either way the connection file goes.  What it has to say is in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -58,26 +59,34 @@ def spawn(plan: Plan, log_file: Path) -> Connection:
     try:
         process.stdin.write(json.dumps(plan.to_dict()).encode())
         process.stdin.close()
-        ready, _, _ = select.select([process.stdout], [], [], plan.timeout + _MARGIN)
+        patience = plan.timeout + _MARGIN
+        ready, _, _ = select.select([process.stdout], [], [], patience)
         line = process.stdout.readline() if ready else b""
+        if not ready:
+            _end_all(process, signal.SIGKILL)
     except BaseException:
-        process.kill()  # nobody is left who waits for this cluster
+        # nobody is left who waits for this cluster
+        _end_all(process, signal.SIGTERM)
         raise
     finally:
         process.stdout.close()
+        # the process we know is only the daemon's parent, so that nobody need wait for that
+        process.wait()
     answer = json.loads(line) if line.endswith(b"\n") else {}
     if answer.get("ok"):
-        # the process we know was only the daemon's parent, so that nobody need wait for it
-        process.wait()
         return read(plan.path)
-    process.kill()
-    process.wait()
     if "running" in answer:
         raise AlreadyRunning(answer["running"])
     reason = answer.get("error") or (
-        "its process ended" if ready else f"it was not ready within {plan.timeout + _MARGIN:g} s"
+        "its process ended" if ready else f"it was not ready within {patience:g} s"
     )
     raise BackendError(f"The cluster did not start: {reason}\n{_tail(log_file)}".rstrip())
+
+
+def _end_all(process: subprocess.Popen[bytes], signum: signal.Signals) -> None:
+    """Signal the daemon, which has left its parent but not its process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signum)
 
 
 def _tail(log_file: Path, lines: int = 20) -> str:

@@ -1,7 +1,9 @@
 """Embedded clusters: owned by this process, shared by its clients, written to no file.
 
-The first ``Client()`` of a profile that has no running cluster starts one; further clients
-share it; it ends with the last of them, or with the process.
+The first ``Client()`` of a profile that has no running cluster starts one, and further
+clients share it.  It belongs to the process, not to its clients: code written for
+ipyparallel closes a client and makes another, and expects engines, names and running work
+to be where they were.  It ends with the process, or by ``client.shutdown(hub=True)``.
 """
 
 from __future__ import annotations
@@ -28,35 +30,25 @@ class Key(NamedTuple):
 
 
 class _Shared:
-    """One embedded cluster and how many clients use it."""
+    """One embedded cluster."""
 
     def __init__(self) -> None:
         self.starting = threading.Lock()
         self.launched: Launched | None = None
         self.n = 0
-        self.users = 0
 
 
 _table: dict[Key, _Shared] = {}
 _table_lock = threading.Lock()
 
 
-class Share:
+class Share(NamedTuple):
     """One client's part in an embedded cluster."""
 
-    def __init__(self, key: Key, shared: _Shared, provider: Provider) -> None:
-        assert shared.launched is not None
-        self.n = shared.n
-        self.backend: Backend = provider.connect(shared.launched.info)
-        self._key = key
-        self._shared: _Shared | None = shared
-
-    def release(self) -> None:
-        """Give the share back; the last one ends the cluster.  Idempotent."""
-        with _table_lock:
-            shared, self._shared = self._shared, None
-        if shared is not None:
-            _leave(self._key, shared)
+    #: not yet open
+    backend: Backend
+    #: engines that the cluster was started with
+    n: int
 
 
 def key(profile_dir: str, cluster_id: str, backend: str) -> Key:
@@ -81,30 +73,13 @@ def take(key: Key, provider: Provider, spec: Callable[[], LaunchSpec], *, timeou
     with _table_lock:
         shared = _table.get(key)
         if shared is None or (shared.launched and shared.launched.poll() is not None):
-            # those who share one that died still hold it, and release it on their own
             shared = _table[key] = _Shared()
-        shared.users += 1
-    try:
-        with shared.starting:
-            if shared.launched is None:
-                order = spec()
-                shared.launched = provider.launch(order, timeout=timeout)
-                shared.n = order.n
-            return Share(key, shared, provider)
-    except BaseException:
-        _leave(key, shared)
-        raise
-
-
-def _leave(key: Key, shared: _Shared) -> None:
-    with _table_lock:
-        shared.users -= 1
-        if shared.users:
-            return
-        if _table.get(key) is shared:
-            del _table[key]
-    if shared.launched is not None and key.pid == os.getpid():
-        shared.launched.stop()
+    with shared.starting:
+        if shared.launched is None:
+            order = spec()
+            shared.launched = provider.launch(order, timeout=timeout)
+            shared.n = order.n
+        return Share(provider.connect(shared.launched.info), shared.n)
 
 
 def _stop_all() -> None:

@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -143,10 +144,9 @@ class Controller:
         if not self.running:
             self.disconnect()
             return
-        owner = self.connection.owner()
-        if self.connection.dedicated and owner is not None:
+        if self.connection.dedicated and self.connection.owner() is not None:
             self.disconnect()
-            _terminate(owner, timeout)
+            _terminate(self.connection, timeout)
         else:
             # Its owner has other things to do than to hold the cluster: it must live.
             self._ask_to_stop(timeout)
@@ -326,14 +326,22 @@ def result(future: Future[T], what: str, timeout: float) -> T:
         raise BackendError(f"the cluster did not {what} within {timeout:g} s") from None
 
 
-def _terminate(owner: psutil.Process, timeout: float) -> None:
-    owner.terminate()
-    try:
-        owner.wait(timeout)
-    except psutil.TimeoutExpired:
-        # the cluster notices the end of its owner, however that came
-        owner.kill()
-        owner.wait(timeout)
+def _terminate(connection: Connection, timeout: float) -> None:
+    """End the owner; if need be by force, as its cluster notices that however it comes."""
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        if (owner := connection.owner()) is None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            end(owner)
+        deadline = time.monotonic() + timeout
+        # not psutil's wait(), for which one that its parent does not reap never ends
+        while connection.owner() is not None:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        else:
+            return
+    raise BackendError(f"process {connection.pid}, which holds the cluster, does not end")
 
 
 def _log_files(connection: Connection, mine: Callable[[str], bool]) -> list[Path]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +37,11 @@ class Lease:
         The names the cluster goes by.
     expected : int
         How many engines will come up, and are worth waiting for; 0 when that is unknown.
+    missing : int
+        How many engines more than those the embedded cluster has, because this client asked
+        for more.
     embedded : bool
-        Whether the cluster belongs to this process and ends with its last client.
+        Whether the cluster belongs to this process and ends with it.
     timeout : float
         Seconds that ``backend.open`` may take.
     progress : bool
@@ -50,18 +52,10 @@ class Lease:
     profile: str
     cluster_id: str
     expected: int = 0
+    missing: int = 0
     embedded: bool = False
     timeout: float = 5
     progress: bool = True
-    _end: Callable[[], None] | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def release(self) -> None:
-        """Let go: the last lease of an embedded cluster ends it.  Idempotent."""
-        with self._lock:
-            end, self._end = self._end, None
-        if end is not None:
-            end()
 
 
 def acquire(
@@ -169,7 +163,8 @@ def acquire(
 
     own = own or embedded.key(str(found.path), settings.cluster_id, settings.backend)
     share = embedded.take(own, backends.get(own.backend), spec, timeout=settings.start_timeout)
-    return lease(share.backend, expected=share.n, embedded=True, _end=share.release)
+    missing = max(0, (n or 0) - share.n)
+    return lease(share.backend, expected=share.n + missing, missing=missing, embedded=True)
 
 
 def _described(target: Any) -> Connection | None:

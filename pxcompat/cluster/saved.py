@@ -79,7 +79,6 @@ def from_connection_file(
         "cluster_id": connection.cluster_id,
         "cluster_file": str(path),
         "backend": connection.backend,
-        "n": sum(map(len, connection.engines.values())) or None,
         "shutdown_atexit": False,
     }
     cluster = cls(**{**fields, **kwargs})

@@ -22,6 +22,7 @@ from traitlets.config import Config
 
 from pxcompat import backends
 from pxcompat.cluster import Cluster, ClusterManager, acquire, clean_cluster_files, connection
+from pxcompat.cluster.app import PxClusterStart
 from pxcompat.cluster.connection import (
     AlreadyRunning,
     Connection,
@@ -195,50 +196,38 @@ def test_the_fake_says_why_a_backend_is_missing() -> None:
 
 
 class TestEmbedded:
-    def test_started_with_the_first_lease_and_ended_with_the_last(
-        self, provider: FakeProvider
-    ) -> None:
+    @pytest.fixture(autouse=True)
+    def ended(self, provider: FakeProvider) -> Iterator[None]:
+        """As at the exit of a process."""
+        yield
+        embedded._stop_all()
+        assert not provider.running
+
+    def test_shared_by_the_clients_of_the_process(self, provider: FakeProvider) -> None:
         first = acquire(n=3)
         second = acquire()
         assert (first.embedded, first.expected, first.profile) == (True, 3, "default")
-        assert (second.embedded, second.expected) == (True, 3)
+        assert (second.embedded, second.expected, second.missing) == (True, 3, 0)
         assert len(provider.launched) == 1
-        first.release()
-        assert provider.running
-        second.release()
-        assert not provider.running
 
-    def test_a_lease_counts_once(self, provider: FakeProvider) -> None:
-        first, second = acquire(n=1), acquire()
-        first.release()
-        first.release()
-        assert provider.running
-        second.release()
-
-    def test_begun_anew_after_the_last(self, provider: FakeProvider) -> None:
-        acquire(n=1).release()
-        lease = acquire(n=2)
-        assert lease.expected == 2
-        assert len(provider.launched) == 2
-        lease.release()
+    def test_a_client_that_asks_for_more_engines_has_them_added(
+        self, provider: FakeProvider
+    ) -> None:
+        acquire(n=1)
+        lease = acquire(n=3)
+        assert (lease.expected, lease.missing) == (3, 2)
+        assert len(provider.launched) == 1
 
     def test_one_for_each_profile(self, provider: FakeProvider) -> None:
         leases = [acquire(n=1), acquire(profile="p", n=1)]
         assert len(provider.running) == 2
         assert leases[1].profile == "p"
-        leases[0].release()
-        assert [r is provider.launched[1] for r in provider.running] == [True]
-        leases[1].release()
 
     def test_a_dead_one_is_replaced(self, provider: FakeProvider) -> None:
-        first = acquire(n=1)
+        acquire(n=1)
         provider.launched[0].end("crash")
-        second = acquire(n=1)
+        acquire(n=1)
         assert len(provider.launched) == 2
-        first.release()
-        assert provider.running
-        second.release()
-        assert not provider.running
 
     def test_a_failed_start_leaves_nothing(self, provider: FakeProvider) -> None:
         def fail() -> None:
@@ -247,17 +236,16 @@ class TestEmbedded:
         provider.before_launch = fail
         with pytest.raises(BackendError):
             acquire(n=1)
-        provider.before_launch = lambda: None
-        acquire(n=1).release()
         assert not provider.running
+        provider.before_launch = lambda: None
+        assert acquire(n=1).embedded
 
     def test_many_threads_start_one(self, provider: FakeProvider) -> None:
         gate = threading.Barrier(8)
-        leases = []
 
         def take() -> None:
             gate.wait(TIMEOUT)
-            leases.append(acquire(n=1))
+            acquire(n=1)
 
         threads = [threading.Thread(target=take) for _ in range(8)]
         for thread in threads:
@@ -265,35 +253,21 @@ class TestEmbedded:
         for thread in threads:
             thread.join(TIMEOUT)
         assert len(provider.launched) == 1
-        for lease in leases[1:]:
-            lease.release()
-        assert provider.running
-        leases[0].release()
-        assert not provider.running
-
-    def test_ended_at_exit(self, provider: FakeProvider) -> None:
-        from pxcompat.cluster import embedded
-
-        lease = acquire(n=1)
-        embedded._stop_all()
-        assert not provider.running
-        lease.release()
 
     def test_a_fork_neither_uses_nor_ends_it(
         self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        lease = acquire(n=1)
-        monkeypatch.setattr(os, "getpid", lambda: 0)
-        lease.release()
-        assert provider.running
-        acquire(n=1).release()
-        assert len(provider.launched) == 2
+        acquire(n=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 0)
+            acquire(n=1)
+            assert len(provider.launched) == 2
+            provider.launched[1].stop()
 
     def test_writes_no_file(self, tmp_path: Path) -> None:
         before = sorted(tmp_path.rglob("*"))
-        lease = acquire(n=1)
+        acquire(n=1)
         assert sorted(tmp_path.rglob("*")) == before
-        lease.release()
 
     def test_as_many_engines_as_cpus(
         self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
@@ -627,6 +601,15 @@ class TestCluster:
         with pytest.raises(FileNotFoundError):
             Cluster.from_file(cluster.cluster_file)
 
+    def test_more_engines_as_the_command_line_says(self, cluster: Cluster) -> None:
+        cluster.start_cluster_sync()
+        direct = Config()
+        direct.Cluster.n = 1
+        other = Cluster.from_file(cluster.cluster_file, config=direct)
+        other.start_engines_sync(engine_set_id="added")
+        assert other.engines["added"].n == 1
+        other.controller.disconnect()
+
     def test_a_description_holds_no_credentials(
         self, provider: FakeProvider, cluster: Cluster
     ) -> None:
@@ -727,6 +710,35 @@ class TestClusterConfiguration:
         cluster.start_controller_sync()
         assert (tmp_path / "profile_new" / "startup").is_dir()
         cluster.stop_cluster_sync()
+
+
+class TestCommandLine:
+    @pytest.mark.parametrize("n", [["-n", "4"], ["-n=4"], ["--n", "4"], ["--n=4"]])
+    def test_engines(self, n: list[str]) -> None:
+        app = PxClusterStart()
+        app.parse_command_line([*n, "--backend", "fake", "--ip=*"])
+        cluster = Cluster(parent=app, profile="p")
+        assert (cluster.n, cluster.backend, cluster.controller_ip) == (4, "fake", "*")
+
+    @pytest.mark.parametrize("flag", ["--daemonize", "--daemonize=True", "--daemonize=true"])
+    def test_daemonize(self, flag: str) -> None:
+        app = PxClusterStart()
+        app.parse_command_line([flag])
+        assert app.daemonize
+
+    @pytest.mark.parametrize(
+        "arguments, name",
+        [
+            (["--profile", "p"], "p"),
+            (["--profile=p"], "p"),
+            (["--profile-dir", "{}/profile_p"], "p"),
+            ([], "default"),
+        ],
+    )
+    def test_profile(self, arguments: list[str], name: str, tmp_path: Path) -> None:
+        app = PxClusterStart()
+        app.parse_command_line([argument.format(tmp_path) for argument in arguments])
+        assert app.place().name == name
 
 
 class TestManager:
