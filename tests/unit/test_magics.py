@@ -148,6 +148,7 @@ def composite(n: int = 2) -> CompositeError:
         ("-t :", [0, 1, 2, 3]),
         ("-t all", "all"),
         ("-t 'all'", "all"),
+        ("-t '0:2'", [0, 1]),
         ("-t 1", 1),
         ("-t -1", -1),
         ("-t 0,2", [0, 2]),
@@ -405,6 +406,7 @@ def test_local_runs_on_both_sides(
 
 
 def test_local_line(shell: InteractiveShell, view: FakeView) -> None:
+    shell.user_ns["z"] = "expanded"
     shell.run_line_magic("pxlocal", "y = '{z}'")
     assert view.executed == [("y = '{z}'", "all")]
     assert shell.user_ns["y"] == "{z}"
