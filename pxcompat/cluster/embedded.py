@@ -47,8 +47,10 @@ class Share(NamedTuple):
 
     #: not yet open
     backend: Backend
-    #: engines that the cluster was started with
+    #: engines that the cluster has once the missing ones were started
     n: int
+    #: engines that this client asked for beyond those there are, and is to start
+    missing: int
 
 
 def key(profile_dir: str, cluster_id: str, backend: str) -> Key:
@@ -65,10 +67,17 @@ def find(profile_dir: str, cluster_id: str, backend: str | None) -> Key | None:
     return None
 
 
-def take(key: Key, provider: Provider, spec: Callable[[], LaunchSpec], *, timeout: float) -> Share:
+def take(
+    key: Key,
+    provider: Provider,
+    spec: Callable[[], LaunchSpec],
+    *,
+    at_least: int,
+    timeout: float,
+) -> Share:
     """A share in the cluster of that key, which is started when there is none.
 
-    ``spec`` is asked only then.
+    ``spec`` is asked only then; ``at_least`` so many engines are wanted of one that is there.
     """
     with _table_lock:
         shared = _table.get(key)
@@ -79,7 +88,9 @@ def take(key: Key, provider: Provider, spec: Callable[[], LaunchSpec], *, timeou
             order = spec()
             shared.launched = provider.launch(order, timeout=timeout)
             shared.n = order.n
-        return Share(provider.connect(shared.launched.info), shared.n)
+        missing = max(0, at_least - shared.n)
+        shared.n += missing
+        return Share(provider.connect(shared.launched.info), shared.n, missing)
 
 
 def _stop_all() -> None:

@@ -162,9 +162,10 @@ def acquire(
         )
 
     own = own or embedded.key(str(found.path), settings.cluster_id, settings.backend)
-    share = embedded.take(own, backends.get(own.backend), spec, timeout=settings.start_timeout)
-    missing = max(0, (n or 0) - share.n)
-    return lease(share.backend, expected=share.n + missing, missing=missing, embedded=True)
+    share = embedded.take(
+        own, backends.get(own.backend), spec, at_least=n or 0, timeout=settings.start_timeout
+    )
+    return lease(share.backend, expected=share.n, missing=share.missing, embedded=True)
 
 
 def _described(target: Any) -> Connection | None:

@@ -21,7 +21,14 @@ import pytest
 from traitlets.config import Config
 
 from pxcompat import backends
-from pxcompat.cluster import Cluster, ClusterManager, acquire, clean_cluster_files, connection
+from pxcompat.cluster import (
+    Cluster,
+    ClusterManager,
+    acquire,
+    clean_cluster_files,
+    connection,
+    embedded,
+)
 from pxcompat.cluster.app import PxClusterStart
 from pxcompat.cluster.connection import (
     AlreadyRunning,
@@ -216,6 +223,8 @@ class TestEmbedded:
         acquire(n=1)
         lease = acquire(n=3)
         assert (lease.expected, lease.missing) == (3, 2)
+        # which that client starts, and nobody a second time
+        assert (acquire(n=3).expected, acquire(n=3).missing) == (3, 0)
         assert len(provider.launched) == 1
 
     def test_one_for_each_profile(self, provider: FakeProvider) -> None:
@@ -273,22 +282,22 @@ class TestEmbedded:
         self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 3, 4, 5}, raising=False)
-        acquire().release()
+        acquire()
         assert provider.launched[0].spec.n == 5
 
     def test_n_by_variable(self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PXCOMPAT_N", "6")
-        acquire().release()
+        acquire()
         assert provider.launched[0].spec.n == 6
 
     def test_options_go_to_the_backend(self, provider: FakeProvider, tmp_path: Path) -> None:
         config = tmp_path / "profile_p" / "pxcompat_config.py"
         config.write_text("c.PxCompat.backend = 'fake'\nc.FakeBackend.a = 1\nc.FakeBackend.b = 1")
-        acquire(profile="p", n=1, b=2).release()
+        acquire(profile="p", n=1, b=2)
         assert provider.launched[0].spec.options == {"a": 1, "b": 2}
 
     def test_engines_can_import_what_the_client_can(self, provider: FakeProvider) -> None:
-        acquire(n=1).release()
+        acquire(n=1)
         assert provider.launched[0].spec.path == [entry for entry in sys.path if entry]
         assert provider.launched[0].spec.cwd == os.getcwd()
 
@@ -312,7 +321,6 @@ class TestFinding:
         assert not lease.embedded
         assert lease.backend.info["address"] == "fake://0"
         assert (lease.profile, lease.cluster_id) == ("p", "")
-        lease.release()
         assert provider.running
 
     def test_by_file_dict_and_object(self, cluster: Cluster) -> None:
@@ -379,7 +387,6 @@ class TestFinding:
         lease = acquire(profile="p", n=1)
         assert lease.embedded
         assert not path.exists()
-        lease.release()
 
     def test_a_file_of_no_use_is_not_passed_over(self, cluster: Cluster) -> None:
         Path(cluster.cluster_file).chmod(0o644)
@@ -398,7 +405,6 @@ class TestFinding:
         lease = acquire(profile="p", backend="other", n=1)
         assert lease.embedded
         assert len(provider.launched) == 1
-        lease.release()
 
     def test_timeout_and_progress_come_with_the_lease(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
