@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -64,6 +65,8 @@ class FakeLaunched:
         self.ids = itertools.count()
         self.ended = threading.Event()
         self.register = True
+        #: seconds between the end and its being noticed
+        self.linger = 0.0
         self.start(spec.n)
 
     def start(self, n: int) -> list[str]:
@@ -87,6 +90,7 @@ class FakeLaunched:
 
     def wait(self, timeout: float | None = None) -> str | None:
         self.ended.wait(timeout)
+        time.sleep(self.linger)
         return self.reason
 
     def stop(self, *, timeout: float = 10) -> None:
@@ -251,6 +255,7 @@ class TestEmbedded:
 
     def test_many_threads_start_one(self, provider: FakeProvider) -> None:
         gate = threading.Barrier(8)
+        provider.before_launch = lambda: time.sleep(0.05)  # a start takes its time
 
         def take() -> None:
             gate.wait(TIMEOUT)
@@ -444,6 +449,7 @@ class TestCluster:
         cluster.start_cluster_sync()
         sink = provider.launched[0].sinks[0]
         assert isinstance(sink, EngineWatch)
+        provider.launched[0].linger = 0.05
         cluster.stop_cluster_sync()
         assert provider.launched[0].sinks == []
         assert set(threading.enumerate()) == before
@@ -488,6 +494,23 @@ class TestCluster:
         assert list(provider.launched[0].engines) == ["key1"]
         with pytest.raises(InvalidEngineId, match="no engine 0; there are: 1"):
             cluster.stop_engine_sync(0)
+
+    def test_a_set_with_a_dead_engine_is_stopped(
+        self, provider: FakeProvider, cluster: Cluster
+    ) -> None:
+        cluster.start_cluster_sync()
+        cluster.stop_engine_sync(0)
+        cluster.stop_engines_sync()
+        assert provider.launched[0].engines == {}
+
+    def test_a_controller_alone(
+        self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PXCOMPAT_N", "7")
+        cluster = Cluster(n=0, profile="p")
+        cluster.start_cluster_sync()
+        assert provider.launched[0].engines == {}
+        cluster.stop_cluster_sync()
 
     def test_signals_reach_the_engines_that_are_left(
         self, provider: FakeProvider, cluster: Cluster
@@ -575,6 +598,13 @@ class TestCluster:
         assert len(provider.launched[0].signals) == 2
         assert not provider.running
         assert Cluster.start_engines.__name__ == "start_engines"
+
+    def test_who_overrides_the_one_overrides_both(self) -> None:
+        class Mine(Cluster):
+            def start_engines_sync(self, *args: Any, **kwargs: Any) -> str:
+                return "mine"
+
+        assert asyncio.run(Mine(profile="p").start_engines()) == "mine"
 
     def test_repr(self, cluster: Cluster, tmp_path: Path) -> None:
         assert repr(cluster) == "<Cluster(cluster_id='c', profile='p')>"
