@@ -24,6 +24,17 @@ def _start(side: str, names: list[str], folder: Path) -> subprocess.Popen[bytes]
         return subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
 
 
+def _outcomes(side: str, code: int, names: list[str], folder: Path) -> dict[str, str]:
+    """What a side that has ended wrote down."""
+    out = folder / "outcomes.json"
+    found: dict[str, str] = json.loads(out.read_text()) if out.exists() else {}
+    if len(found) < len(names):
+        log = (folder / "log.txt").read_text()[-4000:]
+        ran = f"{len(found)} of {len(names)} snippets ran"
+        pytest.fail(f"{side}: {ran} (exit code {code}):\n{log}", pytrace=False)
+    return found
+
+
 @pytest.fixture(scope="session")
 def outcomes(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -37,21 +48,14 @@ def outcomes(
     backend = os.environ.get("PXCOMPAT_TEST_BACKEND", "dask")
     root = tmp_path_factory.mktemp("parity")
     sides = {"ipyparallel": "ipyparallel", "pxcompat": backend}
-    # one after the other: snippets that look at times need the processors
+    processes = {side: _start(name, names, root / side) for side, name in sides.items()}
     found = {}
-    for side, name in sides.items():
-        folder = root / side
-        process = _start(name, names, folder)
-        try:
+    try:
+        for side, process in processes.items():
             process.wait(TIMEOUT)
-        finally:
-            process.kill()
-            process.wait()
-        out = folder / "outcomes.json"
-        found[side] = json.loads(out.read_text()) if out.exists() else {}
-        if len(found[side]) < len(names):
-            log = (folder / "log.txt").read_text()[-4000:]
-            done = f"{len(found[side])} of {len(names)} snippets ran"
-            message = f"{side}: {done} (exit code {process.returncode})"
-            pytest.fail(f"{message}:\n{log}")
+            found[side] = _outcomes(side, process.returncode, names, root / side)
+    finally:
+        for process in processes.values():
+            process.terminate()
+            process.wait(30)
     return found

@@ -166,11 +166,15 @@ class Side:
 def main(side: str, out: str, names: list[str]) -> None:
     snippets = load()
     outcomes: dict[str, str] = {}
+    # so that the cluster is stopped when the tests are given up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     running = Side(side)
-    for name in names:
-        outcomes[name] = running.run(snippets[name])
-        Path(out).write_text(json.dumps(outcomes, indent=1))
-    running.stop(running.shared)
+    try:
+        for name in names:
+            outcomes[name] = running.run(snippets[name])
+            Path(out).write_text(json.dumps(outcomes, indent=1))
+    finally:
+        running.stop(running.shared)
 
 
 if __name__ == "__main__":

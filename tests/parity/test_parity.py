@@ -13,6 +13,9 @@ from .reader import Snippet, load
 
 SNIPPETS = load().values()
 
+# not counting the fixture, which runs them all
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
+
 
 def _matches(want: str, got: str) -> bool:
     return doctest.OutputChecker().check_output(want + "\n", got + "\n", doctest.ELLIPSIS)

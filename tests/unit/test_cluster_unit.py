@@ -674,15 +674,31 @@ class TestCluster:
     def test_output(self, provider: FakeProvider, cluster: Cluster) -> None:
         cluster.start_controller_sync()
         cluster.start_engines_sync(1, "e")
+        controller, engines = cluster.controller, cluster.engines["e"]
         logs = Path(provider.launched[0].spec.log_dir or "")
         logs.mkdir(parents=True)
         (logs / "engine-key0.log").write_text("of the engine")
         (logs / "scheduler.log").write_text("of the scheduler")
-        assert cluster.engines["e"].get_output() == "engine-key0.log:\nof the engine"
-        assert "of the scheduler" in cluster.controller.get_output()
-        assert "of the engine" not in cluster.controller.get_output()
+        assert engines.get_output() == "engine-key0.log:\nof the engine"
+        assert controller.get_output() == "scheduler.log:\nof the scheduler"
+        assert engines.get_output(remove=True) == engines.get_output()
+        assert [path.name for path in logs.iterdir()] == ["scheduler.log"]
+        (logs / "engine-key0.log").write_text("x" * 1_000_000 + "its last words")
         cluster.stop_cluster_sync()
         assert not logs.exists()
+        assert engines.get_output().endswith("its last words")
+        assert len(engines.get_output()) < 300_000
+
+    def test_the_logs_of_one_that_died_are_kept(
+        self, provider: FakeProvider, cluster: Cluster
+    ) -> None:
+        cluster.start_cluster_sync()
+        log = Path(provider.launched[0].spec.log_dir or "") / "scheduler.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("why")
+        provider.launched[0].end("crash")
+        cluster.stop_cluster_sync()
+        assert log.exists()
 
     def test_no_file(self, provider: FakeProvider, tmp_path: Path) -> None:
         cluster = Cluster(n=1, profile="p", cluster_file="")

@@ -155,6 +155,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = _upstream_id(item)
         if name is None:
             continue
+        item.add_marker(pytest.mark.slow)
         if reason := _reason(EXCLUDED["tests"], name):
             item.add_marker(pytest.mark.skip(reason=f"excluded: {reason}"))
             item.user_properties.append(("upstream", "excluded"))

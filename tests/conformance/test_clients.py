@@ -1,0 +1,126 @@
+"""Clauses 7 and 8 of the seam: several clients, and what a closed one leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import psutil
+import pytest
+
+import pxcompat as ipp
+from pxcompat import error
+
+from .conftest import PATIENCE, wait_until
+from .test_requests import hold
+
+
+def test_a_second_client_sees_the_same_engines_and_names(rc: ipp.Client, cluster: Any) -> None:
+    rc[:].push({"shared": 1}, block=True)
+    with cluster.connect_client_sync() as other:
+        assert other.ids == rc.ids
+        assert other[:].pull("shared", block=True) == [1] * len(rc)
+        assert other._engines == rc._engines
+
+
+def test_each_client_gets_its_own_replies(rc: ipp.Client, cluster: Any) -> None:
+    with cluster.connect_client_sync() as other:
+        mine = [rc[0].apply_async(lambda n=n: ("mine", n)) for n in range(50)]
+        theirs = [other[0].apply_async(lambda n=n: ("theirs", n)) for n in range(50)]
+        assert [ar.get(PATIENCE) for ar in mine] == [("mine", n) for n in range(50)]
+        assert [ar.get(PATIENCE) for ar in theirs] == [("theirs", n) for n in range(50)]
+
+
+def test_another_client_can_fetch_a_result(rc: ipp.Client, cluster: Any, tmp_path: Any) -> None:
+    with cluster.connect_client_sync() as other:
+        running = other[0].apply_async(hold, str(tmp_path / "go"))
+        done = other[0].execute("print('hello'); 5", silent=False, block=False)
+        seen = rc.get_result(running.msg_ids[0], owner=False)
+        assert isinstance(seen, ipp.AsyncHubResult)
+        assert not seen.ready()
+        (tmp_path / "go").touch()
+        assert seen.get(PATIENCE) == running.get(PATIENCE)
+        done.get(PATIENCE)
+    # its client is gone, its result is not
+    fetched = rc.get_result(done.msg_ids[0])
+    assert fetched.get(PATIENCE).execute_result["data"]["text/plain"] == "5"
+    assert fetched.stdout == "hello\n"
+
+
+def test_work_goes_on_without_its_client(rc: ipp.Client, cluster: Any, tmp_path: Any) -> None:
+    other = cluster.connect_client_sync()
+    direct = other[0].apply_async(hold, str(tmp_path / "go")).msg_ids[0]
+    balanced = other.load_balanced_view().apply_async(hold, str(tmp_path / "go")).msg_ids[0]
+    wait_until(lambda: rc.result_status([direct, balanced])["pending"])
+    other.close()
+    (tmp_path / "go").touch()
+    assert rc.get_result([direct, balanced]).get(PATIENCE) == [str(tmp_path / "go")] * 2
+
+
+def test_an_unknown_request_is_a_key_error(rc: ipp.Client) -> None:
+    with pytest.raises(KeyError, match="nobody_1"):
+        rc.get_result("nobody_1")
+
+
+def test_a_closed_client_leaves_nothing(rc: ipp.Client, cluster: Any) -> None:
+    me = psutil.Process()
+    # what libraries keep for the whole process is there after the first
+    cluster.connect_client_sync().close()
+
+    def state() -> tuple[int, int, int]:
+        return threading.active_count(), len(me.net_connections()), len(me.children(recursive=True))
+
+    before = state()
+    other = cluster.connect_client_sync()
+    other[:].apply_sync(lambda: 1)
+    other.load_balanced_view().map_sync(lambda x: x, range(3))
+    other.close()
+    other.close()
+    wait_until(lambda: all(now <= then for now, then in zip(state(), before)))
+    with pytest.raises(error.EngineError, match="closed"):
+        other[:].apply_sync(lambda: 1)
+
+
+def test_ten_threads_use_one_client(rc: ipp.Client) -> None:
+    def work(n: int) -> list[Any]:
+        lbv = rc.load_balanced_view()
+        return [
+            rc[:].apply_sync(lambda: n) == [n] * len(rc),
+            rc[0].apply_sync(lambda: n) == n,
+            lbv.map_sync(lambda x: x + n, range(5)) == [x + n for x in range(5)],
+        ]
+
+    with ThreadPoolExecutor(10) as pool:
+        for done in as_completed([pool.submit(work, n) for n in range(30)]):
+            assert all(done.result(PATIENCE))
+
+
+def test_results_can_be_awaited(rc: ipp.Client) -> None:
+    async def main() -> list[Any]:
+        one = rc[0].apply_async(lambda: 1)
+        both = rc.load_balanced_view().map_async(lambda x: x, range(3))
+        return [await one, await both]
+
+    assert asyncio.run(main()) == [1, [0, 1, 2]]
+
+
+def test_wait_for_engines_that_do_not_come(rc: ipp.Client) -> None:
+    with pytest.raises(TimeoutError, match="not ready"):
+        rc.wait_for_engines(len(rc) + 1, timeout=0.05)
+
+
+def test_records_are_bounded(rc: ipp.Client) -> None:
+    # metadata and results of requests whose AsyncResult is gone
+    for _ in range(30):
+        rc[0].apply_async(lambda: 1)
+    rc.wait(timeout=PATIENCE)
+    assert not rc.outstanding
+    assert not list(rc.results)
+    assert not rc._dispatcher.metadata
+    started = time.monotonic()
+    ars = [rc[0].apply_async(lambda: 1) for _ in range(1500)]
+    assert all(ar.get(PATIENCE) == 1 for ar in ars), time.monotonic() - started
+    assert len(rc.hub_history()) <= 1024 * len(rc)

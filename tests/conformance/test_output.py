@@ -1,0 +1,128 @@
+"""Clause 5 of the seam: output is captured per request, live, and complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import pxcompat as ipp
+
+from .conftest import PATIENCE, wait_until
+from .test_requests import hold
+
+
+def test_each_request_has_its_own_output(e0: ipp.DirectView) -> None:
+    ars = [e0.execute(f"print({n})", block=False) for n in range(20)]
+    for n, ar in enumerate(ars):
+        ar.get(PATIENCE)
+        assert ar.wait_for_output(PATIENCE)
+        assert ar.stdout == f"{n}\n"
+
+
+def test_output_arrives_while_the_request_runs(e0: ipp.DirectView, tmp_path: Any) -> None:
+    e0.push({"hold": hold, "path": str(tmp_path / "go")})
+    ar = e0.execute("print('early'); hold(path); print('late')", block=False)
+    wait_until(lambda: ar.stdout == "early\n")
+    assert not ar.ready()
+    (tmp_path / "go").touch()
+    ar.get(PATIENCE)
+    assert ar.wait_for_output(PATIENCE)
+    assert ar.stdout == "early\nlate\n"
+
+
+def test_output_of_apply_and_of_silent_code_is_kept(e0: ipp.DirectView) -> None:
+    def shout() -> None:
+        import sys
+
+        print("out")
+        print("err", file=sys.stderr)
+
+    ar = e0.apply_async(shout)
+    ar.get(PATIENCE)
+    ar.wait_for_output(PATIENCE)
+    assert (ar.stdout, ar.stderr) == ("out\n", "err\n")
+    quiet = e0.execute("print('also'); 5", silent=True, block=False)
+    quiet.get(PATIENCE)
+    quiet.wait_for_output(PATIENCE)
+    assert quiet.stdout == "also\n"
+    assert quiet.execute_result is None
+
+
+def test_output_of_child_processes_and_c_code_is_captured(e0: ipp.DirectView) -> None:
+    ar = e0.execute("import os; status = os.system('echo from a child')", block=False)
+    ar.get(PATIENCE)
+    ar.wait_for_output(PATIENCE)
+    assert ar.stdout == "from a child\n"
+
+
+def test_a_threads_output_belongs_to_the_request_that_started_it(e0: ipp.DirectView) -> None:
+    ar = e0.execute(
+        "import threading; t = threading.Thread(target=print, args=('threaded',)); "
+        "t.start(); t.join()",
+        block=False,
+    )
+    ar.get(PATIENCE)
+    ar.wait_for_output(PATIENCE)
+    assert ar.stdout.strip() == "threaded"
+
+
+def test_much_output_is_complete_and_in_order(e0: ipp.DirectView) -> None:
+    ar = e0.execute("for i in range(20_000): print(i)", block=False)
+    ar.get(PATIENCE)
+    assert ar.wait_for_output(PATIENCE)
+    assert ar.stdout.split() == [str(i) for i in range(20_000)]
+
+
+def test_a_carriage_return_overwrites_the_line(e0: ipp.DirectView) -> None:
+    ar = e0.execute(r"print('one\rtwo'); print('a\rb', end='\r'); print('c')", block=False)
+    ar.get(PATIENCE)
+    ar.wait_for_output(PATIENCE)
+    assert ar.stdout == "two\nc\n"
+
+
+def test_displays_and_results(e0: ipp.DirectView) -> None:
+    code = "from IPython.display import display, HTML; display(HTML('<b>hi</b>')); 6 * 7"
+    ar = e0.execute(code, silent=False, block=False)
+    reply = ar.get(PATIENCE)
+    ar.wait_for_output(PATIENCE)
+    assert ar.outputs[0]["data"]["text/html"] == "<b>hi</b>"
+    assert reply.execute_result["data"]["text/plain"] == "42"
+
+
+def test_inline_plots_arrive_as_images(e0: ipp.DirectView) -> None:
+    pytest.importorskip("matplotlib")
+    e0.execute("%matplotlib inline\nimport matplotlib.pyplot as plt")
+    ar = e0.execute("plt.plot([1, 2])", silent=False, block=False)
+    ar.get(PATIENCE)
+    ar.wait_for_output(PATIENCE)
+    assert "image/png" in ar.outputs[0]["data"]
+
+
+def test_data_published_while_running(e0: ipp.DirectView, tmp_path: Any) -> None:
+    e0.push({"hold": hold, "path": str(tmp_path / "go")})
+    code = (
+        "from pxcompat.engine.calls import publish_data\n"
+        "publish_data({'step': 1}); hold(path); publish_data({'step': 2})"
+    )
+    ar = e0.execute(code, block=False)
+    wait_until(lambda: ar.data == {"step": 1})
+    (tmp_path / "go").touch()
+    ar.get(PATIENCE)
+    ar.wait_for_output(PATIENCE)
+    assert ar.data == {"step": 2}
+
+
+def test_top_level_await(e0: ipp.DirectView) -> None:
+    e0.execute("import asyncio; await asyncio.sleep(0.001); waited = 1")
+    assert e0["waited"] == 1
+
+
+def test_coroutine_functions_are_awaited(e0: ipp.DirectView) -> None:
+    async def later(x: int) -> int:
+        import asyncio
+
+        await asyncio.sleep(0.001)
+        return x + 1
+
+    assert e0.apply_sync(later, 1) == 2

@@ -1,0 +1,74 @@
+"""The record of work: history, queries, resubmitting, purging."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import pxcompat as ipp
+
+from .conftest import PATIENCE, wait_until
+from .test_requests import hold
+
+
+def test_queries(rc: ipp.Client) -> None:
+    ars = [rc[0].apply_async(lambda: 1) for _ in range(3)]
+    rc.wait(ars, timeout=PATIENCE)
+    ids = [ar.msg_ids[0] for ar in ars]
+    assert [m for m in rc.hub_history() if m in ids] == ids
+    middle = rc.db_query({"msg_id": ids[1]})[0]
+    assert middle["submitted"] == ars[1].submitted
+    assert middle["status"] == "ok"
+    later = rc.db_query({"submitted": {"$gt": middle["submitted"]}}, keys=["submitted"])
+    assert ids[2] in [row["msg_id"] for row in later]
+    assert ids[0] not in [row["msg_id"] for row in later]
+    assert all(set(row) == {"msg_id", "submitted"} for row in later)
+    with pytest.raises(ValueError, match=r"\$nope"):
+        rc.db_query({"msg_id": {"$nope": 1}})
+
+
+def test_queue_status(rc: ipp.Client, tmp_path: Any) -> None:
+    running = rc[0].apply_async(hold, str(tmp_path / "go"))
+    queued = rc[0].apply_async(lambda: 1)
+    wait_until(lambda: rc.queue_status(0)["queue"] == 2)
+    verbose = rc.queue_status(verbose=True)
+    assert verbose[0]["queue"] == [*running.msg_ids, *queued.msg_ids]
+    assert verbose["unassigned"] == []
+    before = rc.queue_status(0)["completed"]
+    (tmp_path / "go").touch()
+    rc.wait([running, queued], timeout=PATIENCE)
+    wait_until(lambda: rc.queue_status(0)["completed"] == before + 2)
+
+
+def test_resubmit(rc: ipp.Client) -> None:
+    first = rc.load_balanced_view().apply_async(lambda: __import__("random").random())
+    value = first.get(PATIENCE)
+    again = rc.resubmit(first.msg_ids)
+    assert again.get(PATIENCE)[0] != value
+    assert again.msg_ids != first.msg_ids
+
+
+def test_purging(rc: ipp.Client) -> None:
+    ar = rc[0].apply_async(lambda: 1)
+    ar.get(PATIENCE)
+    wait_until(lambda: ar.msg_ids[0] in rc.hub_history())
+    rc.purge_results(ar)
+    assert ar.msg_ids[0] not in rc.hub_history()
+    with pytest.raises(KeyError):
+        rc.resubmit(ar.msg_ids)
+    rc.purge_everything()
+    assert rc.hub_history() == []
+    assert list(rc.history) == []
+
+
+def test_result_status(rc: ipp.Client, tmp_path: Any) -> None:
+    done = rc[0].apply_async(lambda: 5)
+    done.get(PATIENCE)
+    running = rc[0].apply_async(hold, str(tmp_path / "go"))
+    status = rc.result_status([done, running])
+    assert status["completed"] == done.msg_ids
+    assert status["pending"] == running.msg_ids
+    assert rc.result_status(done, status_only=False)[done.msg_ids[0]] == 5
+    (tmp_path / "go").touch()
+    running.get(PATIENCE)

@@ -1,0 +1,202 @@
+"""Clauses 1 to 4 of the seam: order, one reply, at most once, cancelling, interrupting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+import pxcompat as ipp
+from pxcompat import error
+
+from .conftest import PATIENCE, wait_until
+
+
+@ipp.interactive
+def note(n: int) -> int:
+    seen.append(n)  # type: ignore[name-defined]  # noqa: F821
+    return len(seen)  # type: ignore[name-defined]  # noqa: F821
+
+
+@ipp.interactive
+def hold(path: str) -> str:
+    """Run until a file is there (or the test that should make it must have failed)."""
+    import os
+    import time
+
+    deadline = time.monotonic() + 30
+    while not os.path.exists(path):
+        if time.monotonic() > deadline:
+            raise TimeoutError(path)
+        time.sleep(0.01)
+    return path
+
+
+def is_running(rc: ipp.Client, ar: ipp.AsyncResult) -> bool:
+    states = rc.db_query({"msg_id": ar.msg_ids[0]}, keys="status")
+    return bool(states) and states[0]["status"] == "running"
+
+
+def test_requests_run_in_the_order_sent(e0: ipp.DirectView) -> None:
+    e0["seen"] = []
+    results = [e0.apply_async(note, n) for n in range(300)]
+    assert [r.get(PATIENCE) for r in results] == list(range(1, 301))
+    assert e0["seen"] == list(range(300))
+
+
+def test_apply_and_execute_share_one_order(e0: ipp.DirectView) -> None:
+    e0["seen"] = []
+    for n in range(0, 20, 2):
+        e0.apply_async(note, n)
+        last = e0.execute(f"seen.append({n + 1})", block=False)
+    last.get(PATIENCE)
+    assert e0["seen"] == list(range(20))
+
+
+def test_every_request_has_one_reply(rc: ipp.Client) -> None:
+    ars = [rc[:].apply_async(lambda: 1) for _ in range(50)]
+    assert rc.wait(ars, timeout=PATIENCE)
+    assert not rc.outstanding
+    assert all(ar.get() == [1] * len(rc) for ar in ars)
+
+
+def test_an_engine_that_dies_fails_its_requests_at_once(rc: ipp.Client) -> None:
+    view = rc[rc.ids[-1]]
+    dying = view.apply_async(os._exit, 3)
+    behind = view.apply_async(lambda: 1)
+    for ar in (dying, behind):
+        with pytest.raises(error.EngineError, match=f"Engine {view.targets} died") as caught:
+            ar.get(PATIENCE)
+        assert caught.value.ename == "EngineError"
+    wait_until(lambda: view.targets not in rc.ids)
+    with pytest.raises(error.InvalidEngineId, match=str(view.targets)):
+        view.apply_sync(lambda: 1)
+    assert rc[:].apply_sync(lambda: 1) == [1] * len(rc)
+
+
+def test_a_balanced_call_that_kills_its_engine_runs_once(
+    rc: ipp.Client, tmp_path: Any
+) -> None:
+    @ipp.interactive
+    def crash(folder: str) -> None:
+        import os
+        import uuid
+
+        open(os.path.join(folder, uuid.uuid4().hex), "w").close()
+        os._exit(1)
+
+    n = len(rc)
+    with pytest.raises(error.EngineError):
+        rc.load_balanced_view().apply_async(crash, str(tmp_path)).get(PATIENCE)
+    wait_until(lambda: len(rc) == n - 1)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert rc.load_balanced_view().map_sync(lambda x: x, range(5)) == list(range(5))
+
+
+def test_a_queued_request_can_be_aborted(rc: ipp.Client, tmp_path: Any) -> None:
+    view = rc[0]
+    running = view.apply_async(hold, str(tmp_path / "go"))
+    queued = view.execute("ran = True", block=False)
+    behind = view.apply_async(lambda: 2)
+    view.abort(queued)
+    with pytest.raises(error.TaskAborted):
+        queued.get(PATIENCE)
+    (tmp_path / "go").touch()
+    running.get(PATIENCE)
+    assert behind.get(PATIENCE) == 2
+    with pytest.raises(ipp.RemoteError, match="NameError"):
+        view.pull("ran", block=True)
+
+
+def test_a_queued_balanced_request_can_be_aborted(rc: ipp.Client, tmp_path: Any) -> None:
+    busy = rc[:].apply_async(hold, str(tmp_path / "go"))
+    marker = tmp_path / "ran"
+    queued = rc.load_balanced_view().apply_async(lambda p: open(p, "w").close(), str(marker))
+    queued.abort()
+    with pytest.raises(error.TaskAborted):
+        queued.get(PATIENCE)
+    (tmp_path / "go").touch()
+    busy.get(PATIENCE)
+    rc[:].apply_sync(lambda: None)
+    assert not marker.exists()
+
+
+def test_abort_leaves_alone_what_runs(rc: ipp.Client, tmp_path: Any) -> None:
+    view = rc[0]
+    running = view.apply_async(hold, str(tmp_path / "go"))
+    wait_until(lambda: is_running(rc, running))
+    view.abort(running, block=True)
+    (tmp_path / "go").touch()
+    assert running.get(PATIENCE) == str(tmp_path / "go")
+
+
+@pytest.mark.parametrize("method", ["apply", "execute"])
+def test_a_running_request_can_be_interrupted(rc: ipp.Client, method: str) -> None:
+    view = rc[0]
+    view.execute("kept = 1", block=True)
+    if method == "apply":
+        running = view.apply_async(time.sleep, 60)
+    else:
+        running = view.execute("import time; time.sleep(60)", block=False)
+    behind = view.apply_async(lambda: "survived")
+    wait_until(lambda: is_running(rc, running))
+    rc.send_signal(signal.SIGINT, targets=0, block=True)
+    with pytest.raises(ipp.RemoteError) as caught:
+        running.get(PATIENCE)
+    assert caught.value.ename == "KeyboardInterrupt"
+    assert behind.get(PATIENCE) == "survived"
+    assert view.pull("kept", block=True) == 1
+
+
+def test_an_interrupt_of_an_idle_engine_does_nothing(rc: ipp.Client) -> None:
+    rc.send_signal("SIGINT", block=True)
+    assert rc[:].apply_sync(lambda: 1) == [1] * len(rc)
+
+
+def test_code_runs_on_the_main_thread(rc: ipp.Client) -> None:
+    @ipp.interactive
+    def on_main() -> bool:
+        import threading
+
+        return threading.current_thread() is threading.main_thread()
+
+    assert all(rc[:].apply_sync(on_main))
+    assert all(rc.load_balanced_view().map_sync(lambda _: on_main(), range(4)))
+
+
+def test_a_kill_signal_ends_an_engine(rc: ipp.Client) -> None:
+    target = rc.ids[-1]
+    running = rc[target].apply_async(time.sleep, 60)
+    wait_until(lambda: is_running(rc, running))
+    rc.send_signal(signal.SIGKILL, targets=target)
+    with pytest.raises(error.EngineError, match="SIGKILL"):
+        running.get(PATIENCE)
+    wait_until(lambda: target not in rc.ids)
+
+
+def test_ids_rise_and_are_not_reused(rc: ipp.Client, cluster: Any) -> None:
+    before = rc.ids
+    rc.shutdown(targets=before[-1], block=True)
+    assert rc.ids == before[:-1]
+    cluster.start_engines_sync(1)
+    rc.wait_for_engines(len(before), timeout=PATIENCE)
+    assert rc.ids[:-1] == before[:-1]
+    assert rc.ids[-1] > before[-1]
+
+
+def test_a_failing_execute_aborts_the_executes_behind_it(rc: ipp.Client, tmp_path: Any) -> None:
+    view = rc[0]
+    view.push({"hold": hold, "path": str(tmp_path / "go")}, block=True)
+    failing = view.execute("hold(path); 1/0", silent=False, block=False)
+    aborted = view.execute("ran = 1", silent=False, block=False)
+    call = view.apply_async(lambda: "applies run")
+    wait_until(lambda: rc.queue_status(0)["queue"] == 3)
+    (tmp_path / "go").touch()
+    with pytest.raises(ipp.RemoteError, match="ZeroDivisionError"):
+        failing.get(PATIENCE)
+    with pytest.raises(error.TaskAborted):
+        aborted.get(PATIENCE)
+    assert call.get(PATIENCE) == "applies run"
