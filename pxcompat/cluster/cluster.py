@@ -326,6 +326,7 @@ class Cluster(LoggingConfigurable):
                 # a cluster that nobody can reach any more need not run
                 self._finalizer = weakref.finalize(self, own.stop_in_background)
                 self._finalizer.atexit = False
+                own.config = self.config
             else:
                 if not plan.path:
                     raise ValueError("a cluster that is left running needs its cluster_file")

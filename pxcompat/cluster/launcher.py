@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import psutil
+from traitlets.config import Config
 
 from .. import backends
 from ..error import BackendError
@@ -27,11 +28,22 @@ from ..protocol import Backend, Launched, LaunchSpec
 from .connection import Connection, StaleConnectionFile, read, remove, update, write
 from .watch import EngineWatch
 
-__all__ = ["Controller", "EngineSet", "Plan", "find_launcher_class", "launch"]
+__all__ = [
+    "Controller",
+    "EngineSet",
+    "LocalControllerLauncher",
+    "LocalEngineSetLauncher",
+    "LocalProcessLauncher",
+    "Plan",
+    "find_launcher_class",
+    "launch",
+]
 
 State = Literal["running", "after"]
 T = TypeVar("T")
 
+#: Bytes of a log file's end that are shown.
+LOG_LIMIT = 1 << 18
 #: Seconds for an engine or a cluster to end when it was told to.
 STOP_TIMEOUT = 20
 
@@ -68,14 +80,19 @@ class Controller:
         How it is reached.
     path : Path or None
         Its connection file.
+    config : Config
+        The configuration of the Cluster it belongs to.
     """
 
     def __init__(self, connection: Connection, path: Path | None, log: Any) -> None:
         self.connection = connection
         self.path = path
         self.log = log
+        self.config = Config()
         self.watch = EngineWatch()
         self._backend: Backend | None = None
+        #: log files as they were read last, by name: they go when the cluster stops
+        self._read: dict[str, str] = {}
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -111,7 +128,19 @@ class Controller:
 
     def get_output(self, remove: bool = False) -> str:
         """The log files of the controller's processes."""
-        return _logs(self.connection, lambda name: not name.startswith("engine"), remove)
+        return self.output(lambda name: not name.startswith("engine"), remove)
+
+    def output(self, wanted: Callable[[str], bool], remove: bool = False) -> str:
+        """The ends of the log files whose names are wanted, of a stopped cluster too."""
+        folder = Path(self.connection.info.get("logs") or os.devnull)
+        for path in folder.glob("*.log"):
+            if wanted(path.name):
+                self._read[path.name] = _end_of(path)
+                if remove:
+                    path.unlink(missing_ok=True)
+        return "\n".join(
+            f"{name}:\n{text}" for name, text in sorted(self._read.items()) if wanted(name)
+        )
 
     def backend(self, timeout: float) -> Backend:
         """The control connection, opened on first use."""
@@ -193,9 +222,10 @@ class OwnController(Controller):
             self.disconnect()
             self._launched.stop(timeout=timeout)
             self._forget()
-            if not died:
-                # what the logs of a cluster say that was stopped, nobody asks
-                _remove_logs(self.connection)
+            # the logs of a cluster that died are left for whoever asks why
+            self.output(lambda name: True, remove=not died)
+            with contextlib.suppress(OSError):  # there is something in it, or no such folder
+                os.rmdir(self.connection.info.get("logs") or "")
         if threading.current_thread() is not self._watcher:
             self._watcher.join(timeout)
 
@@ -263,10 +293,15 @@ class EngineSet:
 
     def get_output(self, remove: bool = False) -> str:
         """The log files of these engines."""
-        return _logs(self.controller.connection, self._is_mine, remove)
+        return self.controller.output(self._is_mine, remove)
 
     def _is_mine(self, file: str) -> bool:
         return any(file.startswith(f"engine-{name[:8]}") for name in self.names)
+
+
+#: ipyparallel's names of the launchers that start processes on this machine
+LocalControllerLauncher = LocalProcessLauncher = Controller
+LocalEngineSetLauncher = EngineSet
 
 
 def find_launcher_class(name: str, kind: str = "engine") -> type[Controller] | type[EngineSet]:
@@ -344,25 +379,10 @@ def _terminate(connection: Connection, timeout: float) -> None:
     raise BackendError(f"process {connection.pid}, which holds the cluster, does not end")
 
 
-def _log_files(connection: Connection, mine: Callable[[str], bool]) -> list[Path]:
-    directory = Path(connection.info.get("logs") or os.devnull)
-    return sorted(path for path in directory.glob("*.log") if mine(path.name))
-
-
-def _logs(connection: Connection, mine: Callable[[str], bool], remove: bool) -> str:
-    parts = []
-    for path in _log_files(connection, mine):
-        parts.append(f"{path.name}:\n{path.read_text(errors='replace')}")
-        if remove:
-            path.unlink(missing_ok=True)
-    return "\n".join(parts)
-
-
-def _remove_logs(connection: Connection) -> None:
-    for path in _log_files(connection, lambda name: True):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # there is something else in it, or it went already
-        os.rmdir(connection.info.get("logs") or "")
+def _end_of(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LOG_LIMIT))
+        return file.read().decode(errors="replace")
 
 
 #: clusters of this process; their connection files must not outlive it
