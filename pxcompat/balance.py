@@ -290,6 +290,8 @@ class Balancer:
                     job.retries -= 1
                 self._waiting[reply.msg_id] = job
         if not again:
+            if reply.status == "aborted" and reply.engine is None:
+                self._dispatcher.unsent[reply.msg_id] = job.request
             self._finish(reply.msg_id)
             return False
         self._look_again()
@@ -307,7 +309,6 @@ class Balancer:
         with self._lock:
             waiting = [m for m in msg_ids if m in self._waiting]
         for msg_id in waiting:
-            self._finish(msg_id)
             self._dispatcher.reply(Reply(msg_id, "aborted"))
         return waiting
 

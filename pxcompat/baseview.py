@@ -125,10 +125,12 @@ class View(HasTraits):
     def _request_info(self, name: str, label: Any) -> dict[str, Any]:
         """What to call a request in a dashboard, and the user's own label for its metadata."""
         label = self.label if label is None else label
-        return {
-            "label": _short(name if label is None else str(label)),
-            "header": None if label is None else {"label": label},
-        }
+        header: dict[str, Any] = {}
+        if label is not None:
+            header["label"] = label
+        if self.track:
+            header["track"] = True
+        return {"label": _short(name if label is None else str(label)), "header": header}
 
     # -- what is outstanding -----------------------------------------------------
 

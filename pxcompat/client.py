@@ -10,7 +10,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait as wait_for_all
 from typing import TYPE_CHECKING, Any
 
 from .asyncresult import AsyncHubResult, AsyncResult
@@ -109,6 +109,11 @@ class Client:
         When engines cannot be started.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Client:
+        # spelt out, as ipyparallel's has one, which is patched and restored by code that
+        # counts clients; restoring one that is inherited breaks the class
+        return super().__new__(cls)
+
     def __init__(
         self,
         connection_info: Any = None,
@@ -156,12 +161,14 @@ class Client:
         try:
             self._backend.open(self._dispatcher, timeout=lease.timeout)
         except BaseException:
-            lease.release()
+            self._backend.close()
             raise
         self._closed = False
         # neither the thread that receives replies nor the exit of the process may need
         # the client itself to be alive
-        self._finalizer = weakref.finalize(self, _hang_up, self._backend, self._balancer, lease)
+        self._finalizer = weakref.finalize(self, _hang_up, self._backend, self._balancer)
+        if lease.missing:
+            self._backend.start_engines(lease.missing)
         if lease.expected and len(self.ids) < lease.expected:
             self._wait_for_start(lease)
         if lease.embedded and lease.progress and self.dashboard_link:
@@ -512,6 +519,34 @@ class Client:
             raise AttributeError(f"a client on {self._backend.name} has no dask_client")
         return self._backend.native
 
+    def become_dask(self, targets: Any = "all", **options: Any) -> Any:
+        """A ``distributed.Client`` whose workers are the engines.
+
+        The engines are Dask workers already: nothing is started.  Each finds its worker
+        under the name ``distributed_worker``.  ``options``, about starting workers, are
+        accepted and ignored.
+
+        Returns
+        -------
+        distributed.Client
+            The caller's to close.
+
+        Raises
+        ------
+        AttributeError
+            On another backend.
+        """
+        self.dask_client  # noqa: B018  raises where there is none
+        self.direct_view(targets).apply_sync(calls.bind_native, "distributed_worker")
+        return self._backend.native_client()
+
+    def stop_dask(self, targets: Any = "all") -> None:
+        """Take back what :meth:`become_dask` bound; the engines stay workers."""
+        self.direct_view(targets).apply_sync(calls.unbind, "distributed_worker")
+
+    become_distributed = become_dask
+    stop_distributed = stop_dask
+
     # -- views -------------------------------------------------------------------
 
     def direct_view(self, targets: Any = "all", **kwargs: Any) -> DirectView:
@@ -689,8 +724,9 @@ class Client:
 
         Parameters
         ----------
-        jobs : int, str, AsyncResult or an iterable of them, optional
-            Indices of ``history``, msg_ids or results; default everything outstanding.
+        jobs : int, str, AsyncResult, Future or an iterable of them, optional
+            Indices of ``history``, msg_ids, results or other futures; default everything
+            outstanding.
         timeout : float
             Seconds; negative: forever.
 
@@ -699,19 +735,18 @@ class Client:
         bool
             Whether all have their replies.
         """
-        msg_ids = self.outstanding if jobs is None else self._msg_ids_from_jobs(jobs)
-        deadline = None if timeout is None or timeout < 0 else time.monotonic() + timeout
-        for msg_id in msg_ids:
-            with self._dispatcher.lock:
-                future = self._dispatcher.outstanding.get(msg_id)
-            if future is None:
+        futures: set[Future[Any]] = set()
+        for job in _listed(self.outstanding if jobs is None else jobs):
+            if isinstance(job, Future):
+                futures.add(job)
                 continue
-            done = threading.Event()
-            future.add_done_callback(lambda _, done=done: done.set())
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not done.wait(left):
-                return False
-        return True
+            for msg_id in self._msg_ids_from_jobs(job):
+                with self._dispatcher.lock:
+                    future = self._dispatcher.outstanding.get(msg_id)
+                if future is not None:
+                    futures.add(future)
+        left = None if timeout is None or timeout < 0 else timeout
+        return not wait_for_all(futures, left).not_done
 
     def wait_interactive(
         self, jobs: Jobs = None, interval: float = 1.0, timeout: float = -1.0
@@ -1049,10 +1084,9 @@ class _Futures(Mapping[str, MessageFuture]):
             return len(self._dispatcher.outstanding) + len(self._dispatcher.results)
 
 
-def _hang_up(backend: Any, balancer: Balancer, lease: Any) -> None:
+def _hang_up(backend: Any, balancer: Balancer) -> None:
     balancer.close()
     backend.close()
-    lease.release()
 
 
 def _listed(jobs: Jobs) -> Iterable[Any]:

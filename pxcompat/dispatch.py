@@ -76,6 +76,15 @@ class Results(MutableMapping[str, Any]):
         return msg_id in self.futures
 
 
+class MetadataByID(BoundedDict[Metadata]):
+    """``client.metadata``; an unknown id gets a new Metadata, as in ipyparallel."""
+
+    def __getitem__(self, msg_id: str) -> Metadata:
+        if msg_id not in self:
+            self[msg_id] = Metadata(msg_id=msg_id)
+        return super().__getitem__(msg_id)
+
+
 class Dispatcher:
     """One client's requests (the :class:`~pxcompat.protocol.EventSink` of its backend).
 
@@ -101,8 +110,10 @@ class Dispatcher:
         self.by_engine: defaultdict[str, set[str]] = defaultdict(set)
         self.history: BoundedList[str] = BoundedList(MAX_OUTCOMES)
         self.results = Results()
-        self.metadata: BoundedDict[Metadata] = BoundedDict(MAX_OUTCOMES)
+        self.metadata: BoundedDict[Metadata] = MetadataByID(MAX_OUTCOMES)
         self.outcomes: BoundedDict[tuple[str, str | None]] = BoundedDict(MAX_OUTCOMES)
+        #: balanced requests that were aborted before any engine had them
+        self.unsent: BoundedDict[Request] = BoundedDict(MAX_RESULTS)
         self.engines_changed = threading.Condition(self.lock)
         self.engine_callbacks: list[Callable[[dict[str, Any]], None]] = []
         #: asked before a reply is final: True when it has been taken care of (a retry)
@@ -179,6 +190,8 @@ class Dispatcher:
         futures = []
         for key in keys:
             future = self.register("apply", label, key, header)
+            if len(arguments) == 1 and not (header or {}).get("track"):
+                future.sent.set_result(None)  # a copy is sent: nothing to wait for
             content = {"map": True} if map else {}
             request = Request(
                 future.msg_id,
@@ -189,6 +202,8 @@ class Dispatcher:
                 payload,
                 self.header(future, header),
             )
+            if payload is not arguments:
+                future.held = payload  # type: ignore[assignment]
             self.send(key, request)
             futures.append(future)
         return futures
@@ -321,7 +336,9 @@ class Dispatcher:
             return
         md = future.metadata
         md["status"] = reply.status
-        md["received"] = _datetime(time.time())
+        # what another client received, we fetch: it was complete when its engine was done
+        fetched = not reply.msg_id.startswith(self.session)
+        md["received"] = _datetime(reply.completed if fetched and reply.completed else time.time())
         if reply.engine is not None:
             md["engine_uuid"] = reply.engine
             md["engine_id"] = self.ids.get(reply.engine)
@@ -341,7 +358,7 @@ class Dispatcher:
             failure = unwrap_exception(self._with_id(reply.content, reply.engine))
             md["error"] = failure
             self._end(future, key, "error", lambda: future.fail(failure))
-        elif future.method == "execute":
+        elif "execution_count" in reply.content:
             result = ExecuteReply(reply.msg_id, reply.content, md)
             self._end(future, key, "ok", lambda: future.finish_value(result))
         else:
@@ -367,6 +384,7 @@ class Dispatcher:
             self.outcomes[msg_id] = status, key or future.metadata["engine_uuid"]
             # before the future is done: its AsyncResult may forget it again at once
             self.results.futures[msg_id] = future
+        future.held = None
         _complete(future.sent)
         finish()
         self.on_change()

@@ -20,6 +20,7 @@
            ├ ConnectError            a cluster does not answer, and at which stage (a TimeoutError too)
            ├ BackendError            a backend is missing or failed to start
            └ RemoteError             user code raised on an engine
+              ├ UnknownRequest       no engine remembers it (a KeyError too)
               ├ EngineDied           ... or its engine died (an EngineError too)
               ├ CompositeError       ... on several
               └ AlreadyDisplayedError  ... and its traceback was streamed already
@@ -182,6 +183,23 @@ class RemoteError(KernelError):
         sys.stdout.write("\n".join(self.render_traceback()) + "\n")
 
 
+class UnknownRequest(RemoteError, KeyError):
+    """No engine knows the request (a KeyError, as ipyparallel's Hub has it)."""
+
+    def __init__(self, evalue: str) -> None:
+        super().__init__("KeyError", evalue, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (UnknownRequest, (self.evalue,))
+
+    def __str__(self) -> str:
+        return self.evalue
+
+    def render_traceback(self) -> list[str]:
+        """Just what is missing."""
+        return [f"KeyError: {self.evalue}"]
+
+
 class EngineDied(RemoteError, EngineError):
     """The engine died while it had the request.
 
@@ -237,7 +255,7 @@ class CompositeError(RemoteError):
     def __str__(self) -> str:
         lines = [self.msg]
         for ename, evalue, _, info in self.elist[: self.tb_limit]:
-            lines.append(f"{self._get_engine_str(info)}: {ename}: {evalue}")
+            lines.append(f"{self._get_engine_str(info)}{ename}: {evalue}")
         hidden = len(self.elist) - self.tb_limit
         if hidden > 0:
             lines.append(f".... {hidden} more exceptions ...")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from .protocol import Frames, OutputEvent
+from .protocol import Frames, Handle, OutputEvent
 
 __all__ = ["Metadata", "MessageFuture"]
 
@@ -95,6 +95,8 @@ class MessageFuture(Future[Any]):
         self.metadata = metadata if metadata is not None else Metadata(msg_id=msg_id)
         self.output: Future[None] = Future()
         self.sent: Future[None] = Future()
+        #: what must be kept until the reply: a value held for the request by the backend
+        self.held: Handle | None = None
         #: how many output events have arrived
         self.outputs = 0
         self._lock = threading.RLock()

@@ -12,17 +12,22 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from .dispatch import Dispatcher
-from .error import EngineError
+from .engine.records import check
+from .error import EngineError, UnknownRequest
 from .futures import MessageFuture, Metadata
 from .protocol import Request
 
 __all__ = ["Hub"]
 
+T = TypeVar("T")
+
 #: seconds for engines to answer questions, which never wait for running code
 TIMEOUT = 10
+#: seconds for another client's request to arrive, of which we have heard already
+ARRIVAL = 0.5
 
 
 class Hub:
@@ -54,7 +59,7 @@ class Hub:
 
         Raises
         ------
-        KeyError
+        UnknownRequest
             When no engine knows one of them.
         """
         dispatcher = self._dispatcher
@@ -64,26 +69,42 @@ class Hub:
             future.sent.set_result(None)
             dispatcher.track(future, None)
             futures.append(future)
-        keys = self._everybody()
-        unassigned: list[str] | None = None
-        for future in futures:
-            found = None
-            for key, record in self.ask("attach", {"msg_id": future.msg_id}, keys).items():
-                if record is not None:
-                    found = key, record
-            if found is None:
-                if unassigned is None:
-                    unassigned = list(dispatcher.backend.control(None, "unassigned", {}).result(TIMEOUT))
-                if future.msg_id in unassigned:
-                    continue  # the engine that gets it will tell
-                for missing in futures:
-                    dispatcher.forget(missing.msg_id)
-                raise KeyError(
-                    f"No engine knows the request {future.msg_id!r}: it was purged, is older than "
-                    "what engines remember, or its engine is gone"
-                )
-            self._describe(future, *found)
+        try:
+            for future in futures:
+                found = self._patiently(lambda msg_id=future.msg_id: self._attach(msg_id))
+                if found is None:
+                    raise UnknownRequest(
+                        f"No engine knows the request {future.msg_id!r}: it was purged, is older "
+                        "than what engines remember, or its engine is gone"
+                    )
+                if found[1] is not None:
+                    self._describe(future, *found)
+        except UnknownRequest:
+            for future in futures:
+                dispatcher.forget(future.msg_id)
+            raise
         return futures
+
+    def _attach(self, msg_id: str) -> tuple[str, Mapping[str, Any] | None] | None:
+        """Have output and reply of a request sent here; where it is and its record.
+
+        An engine that does not have it yet sends them when it gets it.
+        """
+        for key, record in self.ask("attach", {"msg_id": msg_id}, self._everybody()).items():
+            if record is not None:
+                return key, record
+        return ("", None) if msg_id in self._unassigned() else None
+
+    def _unassigned(self) -> list[str]:
+        return list(self._dispatcher.backend.control(None, "unassigned", {}).result(TIMEOUT))
+
+    @staticmethod
+    def _patiently(find: Callable[[], T | None]) -> T | None:
+        """Look again for a moment: another client's request may still be on its way."""
+        deadline = time.monotonic() + ARRIVAL
+        while (found := find()) is None and time.monotonic() < deadline:
+            time.sleep(ARRIVAL / 10)
+        return found
 
     def _describe(self, future: MessageFuture, key: str, record: Mapping[str, Any]) -> None:
         header = record["header"]
@@ -104,19 +125,19 @@ class Hub:
 
         Raises
         ------
-        KeyError
+        UnknownRequest
             When no engine remembers one of them.
         ValueError
-            When one has not ended yet, or its arguments were too large to be remembered.
+            When the arguments of one were too large to be remembered.
         """
         requests = []
         for msg_id in msg_ids:
-            if msg_id in self._dispatcher.outstanding:
-                raise ValueError(f"the request {msg_id!r} has not ended yet")
-            recalled = self.ask("recall", {"msg_id": msg_id}, self._everybody())
-            request = next((r for r in recalled.values() if r is not None), None)
+            request = self._dispatcher.unsent.get(msg_id)
             if request is None:
-                raise KeyError(f"No engine remembers the request {msg_id!r}")
+                recalled = self.ask("recall", {"msg_id": msg_id}, self._everybody())
+                request = next((r for r in recalled.values() if r is not None), None)
+            if request is None:
+                raise UnknownRequest(f"No engine remembers the request {msg_id!r}")
             if request.kind == "apply" and request.arguments is None:
                 raise ValueError(
                     f"the arguments of the request {msg_id!r} were too large for its engine to "
@@ -129,6 +150,7 @@ class Hub:
 
     def query(self, query: Mapping[str, Any], keys: Sequence[str] | None) -> list[dict[str, Any]]:
         """Records that match, oldest first (``db_query``)."""
+        check(query)
         answers = self.ask("query", {"query": _plain(query)}, self._everybody())
         rows = [self._row(row) for found in answers.values() for row in found]
         rows.sort(key=lambda row: (row["submitted"] is None, row["submitted"]))
@@ -151,11 +173,17 @@ class Hub:
 
     def history(self) -> list[str]:
         """Ids of all requests that engines remember, of all clients, oldest first."""
-        return [row["msg_id"] for row in self.query({}, ["submitted"])]
+        rows = [(row["submitted"], row["msg_id"]) for row in self.query({}, ["submitted"])]
+        # aborted before any engine had them
+        for request in list(self._dispatcher.unsent.values()):
+            rows.append((_datetime(request.header["submitted"]), request.msg_id))
+        return [msg_id for _, msg_id in sorted(rows)]
 
     def purge(self, msg_ids: Sequence[str] | None, keys: Sequence[str]) -> None:
         """Have engines forget requests; all, when None."""
         ids = None if msg_ids is None else list(msg_ids)
+        for msg_id in list(self._dispatcher.unsent) if ids is None else ids:
+            self._dispatcher.unsent.pop(msg_id, None)
         self.ask("purge", {"msg_ids": ids}, keys)
 
     def status(self, msg_ids: Sequence[str]) -> dict[str, str]:
@@ -163,19 +191,24 @@ class Hub:
 
         Raises
         ------
-        KeyError
+        UnknownRequest
             When no engine knows one of them.
         """
         found: dict[str, str] = {}
-        query = {"msg_id": {"$in": list(msg_ids)}}
-        for rows in self.ask("query", {"query": query}, self._everybody()).values():
-            found.update((row["msg_id"], row["status"]) for row in rows)
-        if set(msg_ids) - set(found):
-            waiting = self._dispatcher.backend.control(None, "unassigned", {}).result(TIMEOUT)
-            found.update((m, "queued") for m in waiting if m in msg_ids)
+
+        def find() -> bool | None:
+            missing = [m for m in msg_ids if m not in found]
+            query = {"msg_id": {"$in": missing}}
+            for rows in self.ask("query", {"query": query}, self._everybody()).values():
+                found.update((row["msg_id"], row["status"]) for row in rows)
+            if set(missing) - set(found):
+                found.update((m, "queued") for m in self._unassigned() if m in missing)
+            return True if set(msg_ids) <= set(found) else None
+
+        self._patiently(find)
         missing = [m for m in msg_ids if m not in found]
         if missing:
-            raise KeyError(f"No engine knows the request(s) {missing}")
+            raise UnknownRequest(f"No engine knows the request(s) {missing}")
         return found
 
     def queue_status(self, keys: Sequence[str], verbose: bool) -> dict[Any, Any]:

@@ -292,6 +292,9 @@ class Backend(Protocol):
     def native(self) -> Any:
         """The engine's own client object (``distributed.Client`` ...)."""
 
+    def native_client(self) -> Any:
+        """Another such object for the same cluster, the caller's to close."""
+
 
 @dataclass(slots=True)
 class LaunchSpec:

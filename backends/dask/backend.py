@@ -80,7 +80,7 @@ class _Line:
         if ok:
             future.set_result(value)
         else:
-            future.set_exception(EngineError(f"{self.name} answers: {value}"))
+            future.set_exception(BackendError(f"{self.name} answers: {value}"))
 
     def fail(self, reason: str) -> None:
         """Nobody will answer any more."""
@@ -241,6 +241,9 @@ class DaskBackend:
             self.sink.disconnected(
                 f"the connection to the Dask scheduler at {self._info['address']} was lost"
             )
+            if self._owns_client:
+                # it would try to reconnect, and log that it cannot
+                asyncio.get_running_loop().run_in_executor(None, self._client.close, 1)
 
     def _hear_registry(self, message: Message) -> Any:
         kind = message[0]
@@ -395,6 +398,11 @@ class DaskBackend:
     @property
     def native(self) -> Client:
         return self._client
+
+    def native_client(self) -> Client:
+        return Client(
+            self._client.scheduler.address, security=self._client.security, set_as_default=False
+        )
 
     def engines(self) -> list[EngineInfo]:
         """The engines with an open channel."""

@@ -9,6 +9,7 @@ started, and is placed again when it had not.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -68,6 +69,7 @@ class Submitter:
         self._futures: dict[str, DaskFuture] = {}
         self._requests: dict[str, tuple[Request, Sequence[str] | None]] = {}
         self._started: dict[str, str] = {}
+        self._tries = itertools.count()
 
     def submit(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         """Give requests to Dask's scheduler."""
@@ -80,7 +82,9 @@ class Submitter:
                 where = candidates or [info.key for info in backend.engines()]
                 request.arguments = backend.put(request.arguments, where)  # type: ignore[arg-type]
             messages.append(_plain(pack_request(request)))
-            keys.append(f"{request.name.replace('-', '_')}-{request.msg_id}")
+            # a key of its own for every try: Dask must not take two for one
+            name = request.name.replace("-", "_")
+            keys.append(f"{name}-{next(self._tries)}-{request.msg_id}")
         addresses = None
         if candidates is not None or backend.adopted:
             wanted = None if candidates is None else set(candidates)

@@ -35,7 +35,7 @@ __all__ = ["EnginePlugin", "EngineThreadPoolExecutor", "Service"]
 #: messages kept for a client whose balanced call is here before its channel is
 BACKLOG = 10_000
 #: seconds for an engine to fetch a blob from another
-FETCH_TIMEOUT = 300
+FETCH_TIMEOUT = 60
 
 
 class EngineThreadPoolExecutor(concurrent.futures.Executor):
@@ -125,11 +125,13 @@ class Service:
     def __init__(self, worker: Worker, engine: Engine) -> None:
         self.worker = worker
         self.engine = engine
+        engine.native = worker
         self._loop = asyncio.get_running_loop()
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         self._channels: set[Channel] = set()
         self._blobs: dict[str, Frames] = {}
         self._arrivals: dict[str, asyncio.Event] = {}
+        self._dropped: deque[str] = deque(maxlen=1024)
 
     async def start(self) -> None:
         """Offer the engine, and register it with the scheduler."""
@@ -187,10 +189,9 @@ class Service:
         elif kind == "put":
             _, blob_id, frames = message
             self._blobs[blob_id] = list(frames.frames)
-            self._arrivals.setdefault(blob_id, asyncio.Event()).set()
+            self._arrival(blob_id).set()
         elif kind == "drop":
-            self._blobs.pop(message[1], None)
-            self._arrivals.pop(message[1], None)
+            self._drop(message[1])
         return None
 
     def _answer(self, call_id: int, question: str, args: dict[str, Any], peer: _Peer) -> Message:
@@ -261,11 +262,11 @@ class Service:
 
     async def _fetch(self, blob: Blob) -> Frames:
         if blob.address == self.worker.address:
-            await asyncio.wait_for(
-                self._arrivals.setdefault(blob.id, asyncio.Event()).wait(), FETCH_TIMEOUT
-            )
+            frames = await self._own_blob(blob.id)
+            if frames is None:
+                raise LookupError("it was dropped before it was used")
             # other engines, and later requests, must not see what this one does to it
-            return [bytearray(frame) for frame in self._blobs[blob.id]]
+            return [bytearray(frame) for frame in frames]
         args = self.worker.security.get_connection_args("worker")
         comm = await connect(blob.address, deserialize=False, **args)
         try:
@@ -278,11 +279,25 @@ class Service:
             raise LookupError(f"{blob.address} no longer has it")
         return list(answer.frames)
 
+    def _arrival(self, blob_id: str) -> asyncio.Event:
+        return self._arrivals.setdefault(blob_id, asyncio.Event())
+
+    def _drop(self, blob_id: str) -> None:
+        self._blobs.pop(blob_id, None)
+        self._dropped.append(blob_id)
+        arrival = self._arrivals.pop(blob_id, None)
+        if arrival is not None:
+            arrival.set()
+
+    async def _own_blob(self, blob_id: str) -> Frames | None:
+        """A blob that was put here, or is about to be; None when it was dropped."""
+        if blob_id not in self._dropped and blob_id not in self._blobs:
+            await asyncio.wait_for(self._arrival(blob_id).wait(), FETCH_TIMEOUT)
+        return self._blobs.get(blob_id)
+
     async def get_blob(self, comm: Comm, blob_id: str) -> Any:
         """A blob's frames, for another engine."""
-        arrived = self._arrivals.setdefault(blob_id, asyncio.Event())
-        await asyncio.wait_for(arrived.wait(), FETCH_TIMEOUT)
-        frames = self._blobs.get(blob_id)
+        frames = await self._own_blob(blob_id)
         if frames is None:
             return None
         shared = isinstance(comm, InProc)

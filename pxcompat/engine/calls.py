@@ -7,7 +7,7 @@ from typing import Any
 
 from . import current, namespace
 
-__all__ = ["clear", "publish_data", "pull", "push"]
+__all__ = ["bind_native", "clear", "publish_data", "pull", "push", "unbind"]
 
 _VALUE = "_px_value"
 
@@ -40,6 +40,16 @@ def pull(names: str | Sequence[str]) -> Any:
 def clear() -> None:
     """Empty the engine's namespace."""
     current().shell.reset(new_session=False)
+
+
+def bind_native(name: str) -> None:
+    """Bind the backend's own object for this engine (a Dask Worker ...)."""
+    namespace()[name] = current().native
+
+
+def unbind(name: str) -> None:
+    """Remove a name from the engine's namespace, if it is there."""
+    namespace().pop(name, None)
 
 
 def publish_data(data: Any) -> None:

@@ -30,7 +30,7 @@ def describe_failure(
     """
     lines = rendered or _render(error, shell)
     evalue = _text(error)
-    hint = _hint(error, engine_info)
+    hint = _hint(error, engine_info["method"])
     if hint:
         evalue = f"{evalue} ({hint})"
         lines = [*lines, f"On engine {engine_info['engine_id']}: {hint}"]
@@ -66,8 +66,17 @@ def _users_part(tb: types.TracebackType | None) -> types.TracebackType | None:
     return start or tb
 
 
-def _hint(error: BaseException, engine_info: dict[str, Any]) -> str | None:
+def _in_function(tb: types.TracebackType | None) -> bool:
+    """Whether an error came out of a function, rather than of an expression."""
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    return tb is not None and tb.tb_frame.f_code.co_name != "<module>"
+
+
+def _hint(error: BaseException, method: str) -> str | None:
     if isinstance(error, NameError) and not isinstance(error, UnboundLocalError):
+        if method != "apply" or not _in_function(error.__traceback__):
+            return None  # code that was typed for the engine needs no lesson
         name = getattr(error, "name", None) or "it"
         return (
             f"functions look names up on the engine; supply {name} there with %px, view.push, "

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..protocol import Frames, OutputEvent, Reply, Request
 
-__all__ = ["Record", "Records", "matches"]
+__all__ = ["Record", "Records", "check", "matches"]
 
 #: output events remembered per request, in characters; more is not remembered
 OUTPUT_LIMIT = 1 << 20
@@ -178,6 +178,15 @@ def _operator(name: str) -> Callable[[Any, Any], bool]:
     except KeyError:
         known = ", ".join(_OPERATORS)
         raise ValueError(f"unknown query operator {name!r}; there are {known}") from None
+
+
+def check(query: Any) -> None:
+    """Raise ValueError for an operator that does not exist."""
+    if isinstance(query, Mapping):
+        for key, value in query.items():
+            if str(key).startswith("$"):
+                _operator(key)
+            check(value)
 
 
 def matches(row: Mapping[str, Any], query: Mapping[str, Any]) -> bool:

@@ -31,6 +31,8 @@ log = logging.getLogger("pxcompat.engine")
 
 #: ids of requests to refuse when they arrive, because they were cancelled before
 REFUSED_LIMIT = 100_000
+#: ids of requests that clients wait for and that are not here
+EXPECTED_LIMIT = 10_000
 
 
 class Origin(Protocol):
@@ -87,43 +89,44 @@ class Engine:
         self._tasks: dict[str, _Task] = {}
         self._records = Records(max_records, max_bytes)
         self._refused: OrderedDict[str, None] = OrderedDict()
+        self._expected: OrderedDict[str, list[Origin]] = OrderedDict()
         self._completed = 0
         self._running: _Task | None = None
         self._interruptible = False
         self._thread_id: int | None = None
         self._flusher = Flusher()
         self._drain: list[Callable[[], None]] = []
-        self.on_idle: Callable[[], None] = lambda: None
+        #: the backend's own object for this engine, for users who ask for it
+        self.native: Any = None
 
     # -- requests --------------------------------------------------------------
 
     def submit(self, request: Request, origin: Origin) -> None:
         """Queue a request.  Thread-safe."""
-        record = Record(request)
-        task = _Task(request, origin, record)
-        with self._lock:
-            if request.msg_id in self._refused:
-                refused = True
-            else:
-                refused = False
-                self._tasks[request.msg_id] = task
-                self._records.add(record)
-        if refused:
+        task = self._admit(request, origin)
+        if task is None:
             origin.reply(Reply(request.msg_id, "aborted", self.key))
         else:
             self._queue.put(task)
 
     def run_now(self, request: Request, origin: Origin) -> None:
         """Run a request that the backend's scheduler placed here, on the engine's thread."""
-        record = Record(request)
-        task = _Task(request, origin, record)
+        task = self._admit(request, origin)
+        if task is not None:
+            origin.started(request.msg_id)
+            self._run(task)
+
+    def _admit(self, request: Request, origin: Origin) -> _Task | None:
+        """Take a request on, unless it was cancelled before it came."""
+        msg_id = request.msg_id
         with self._lock:
-            if request.msg_id in self._refused:
-                return
-            self._tasks[request.msg_id] = task
+            if msg_id in self._refused:
+                return None
+            record = Record(request)
+            task = self._tasks[msg_id] = _Task(request, origin, record)
+            task.origins += self._expected.pop(msg_id, ())
             self._records.add(record)
-        origin.started(request.msg_id)
-        self._run(task)
+        return task
 
     def call(self, function: Callable[[], None]) -> None:
         """Queue anything else that is to run on the engine's thread.  Thread-safe."""
@@ -403,10 +406,22 @@ class Engine:
 
     def attach(self, msg_id: str, origin: Origin) -> dict[str, Any] | None:
         """Send a request's output until now, and its reply or what is still to come, to
-        another client; its record, or None when the request is not known."""
+        another client.
+
+        Returns
+        -------
+        dict or None
+            Its record; None when the request is not here (yet: the client will be told if it
+            comes).
+        """
         with self._lock:
             record = self._records.get(msg_id)
             if record is None:
+                waiting = self._expected.setdefault(msg_id, [])
+                if origin not in waiting:
+                    waiting.append(origin)
+                if len(self._expected) > EXPECTED_LIMIT:
+                    self._expected.popitem(last=False)
                 return None
             events, reply = list(record.events), record.reply
             if reply is None:

@@ -162,9 +162,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is types.FunctionType:
-            if not _is_interactive(obj.__module__) and _is_importable(obj):
+            if _is_interactive(obj.__module__):
+                return _reduce_function(obj)
+            if _is_importable(obj):
                 return NotImplemented
-            return _reduce_function(obj)
+            if obj.__module__ in sys.modules:
+                return _reduce_function(obj)
+            # of no module at all, as namedtuple's methods are: with its own globals
+            return super().reducer_override(obj)
         if isinstance(obj, type):
             if obj is not self._root and _is_interactive(obj.__module__):
                 return (_resolve_class, (obj.__qualname__, _class_by_value(obj)))

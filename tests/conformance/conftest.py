@@ -51,7 +51,7 @@ def _leftovers() -> set[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def nothing_is_left(ipython_dir: None) -> Iterator[None]:
     """After the last test nothing of ours is there that was not there before the first."""
     before = _leftovers()
     yield
@@ -77,6 +77,9 @@ def ipython_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
         patch.setenv("PXCOMPAT_NONINTERACTIVE", "1")
+        folder = str(tmp_path_factory.mktemp("tmp"))
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
         yield
 
 
@@ -117,7 +120,7 @@ def rc(cluster: Any) -> Iterator[ipp.Client]:
 @pytest.fixture
 def e0(rc: ipp.Client) -> ipp.DirectView:
     """A blocking view of one engine."""
-    view = rc[0]
+    view = rc[rc.ids[0]]
     view.block = True
     return view
 

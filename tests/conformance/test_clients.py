@@ -28,16 +28,16 @@ def test_a_second_client_sees_the_same_engines_and_names(rc: ipp.Client, cluster
 
 def test_each_client_gets_its_own_replies(rc: ipp.Client, cluster: Any) -> None:
     with cluster.connect_client_sync() as other:
-        mine = [rc[0].apply_async(lambda n=n: ("mine", n)) for n in range(50)]
-        theirs = [other[0].apply_async(lambda n=n: ("theirs", n)) for n in range(50)]
+        mine = [rc[rc.ids[0]].apply_async(lambda n=n: ("mine", n)) for n in range(50)]
+        theirs = [other[rc.ids[0]].apply_async(lambda n=n: ("theirs", n)) for n in range(50)]
         assert [ar.get(PATIENCE) for ar in mine] == [("mine", n) for n in range(50)]
         assert [ar.get(PATIENCE) for ar in theirs] == [("theirs", n) for n in range(50)]
 
 
 def test_another_client_can_fetch_a_result(rc: ipp.Client, cluster: Any, tmp_path: Any) -> None:
     with cluster.connect_client_sync() as other:
-        running = other[0].apply_async(hold, str(tmp_path / "go"))
-        done = other[0].execute("print('hello'); 5", silent=False, block=False)
+        running = other[rc.ids[0]].apply_async(hold, str(tmp_path / "go"))
+        done = other[rc.ids[0]].execute("print('hello'); 5", silent=False, block=False)
         seen = rc.get_result(running.msg_ids[0], owner=False)
         assert isinstance(seen, ipp.AsyncHubResult)
         assert not seen.ready()
@@ -52,7 +52,7 @@ def test_another_client_can_fetch_a_result(rc: ipp.Client, cluster: Any, tmp_pat
 
 def test_work_goes_on_without_its_client(rc: ipp.Client, cluster: Any, tmp_path: Any) -> None:
     other = cluster.connect_client_sync()
-    direct = other[0].apply_async(hold, str(tmp_path / "go")).msg_ids[0]
+    direct = other[rc.ids[0]].apply_async(hold, str(tmp_path / "go")).msg_ids[0]
     balanced = other.load_balanced_view().apply_async(hold, str(tmp_path / "go")).msg_ids[0]
     wait_until(lambda: rc.result_status([direct, balanced])["pending"])
     other.close()
@@ -89,7 +89,7 @@ def test_ten_threads_use_one_client(rc: ipp.Client) -> None:
         lbv = rc.load_balanced_view()
         return [
             rc[:].apply_sync(lambda: n) == [n] * len(rc),
-            rc[0].apply_sync(lambda: n) == n,
+            rc[rc.ids[0]].apply_sync(lambda: n) == n,
             lbv.map_sync(lambda x: x + n, range(5)) == [x + n for x in range(5)],
         ]
 
@@ -100,7 +100,7 @@ def test_ten_threads_use_one_client(rc: ipp.Client) -> None:
 
 def test_results_can_be_awaited(rc: ipp.Client) -> None:
     async def main() -> list[Any]:
-        one = rc[0].apply_async(lambda: 1)
+        one = rc[rc.ids[0]].apply_async(lambda: 1)
         both = rc.load_balanced_view().map_async(lambda x: x, range(3))
         return [await one, await both]
 
@@ -115,12 +115,12 @@ def test_wait_for_engines_that_do_not_come(rc: ipp.Client) -> None:
 def test_records_are_bounded(rc: ipp.Client) -> None:
     # metadata and results of requests whose AsyncResult is gone
     for _ in range(30):
-        rc[0].apply_async(lambda: 1)
+        rc[rc.ids[0]].apply_async(lambda: 1)
     rc.wait(timeout=PATIENCE)
     assert not rc.outstanding
     assert not list(rc.results)
     assert not rc._dispatcher.metadata
     started = time.monotonic()
-    ars = [rc[0].apply_async(lambda: 1) for _ in range(1500)]
+    ars = [rc[rc.ids[0]].apply_async(lambda: 1) for _ in range(1500)]
     assert all(ar.get(PATIENCE) == 1 for ar in ars), time.monotonic() - started
     assert len(rc.hub_history()) <= 1024 * len(rc)

@@ -13,7 +13,7 @@ from .test_requests import hold
 
 
 def test_queries(rc: ipp.Client) -> None:
-    ars = [rc[0].apply_async(lambda: 1) for _ in range(3)]
+    ars = [rc[rc.ids[0]].apply_async(lambda: 1) for _ in range(3)]
     rc.wait(ars, timeout=PATIENCE)
     ids = [ar.msg_ids[0] for ar in ars]
     assert [m for m in rc.hub_history() if m in ids] == ids
@@ -29,16 +29,16 @@ def test_queries(rc: ipp.Client) -> None:
 
 
 def test_queue_status(rc: ipp.Client, tmp_path: Any) -> None:
-    running = rc[0].apply_async(hold, str(tmp_path / "go"))
-    queued = rc[0].apply_async(lambda: 1)
-    wait_until(lambda: rc.queue_status(0)["queue"] == 2)
+    running = rc[rc.ids[0]].apply_async(hold, str(tmp_path / "go"))
+    queued = rc[rc.ids[0]].apply_async(lambda: 1)
+    wait_until(lambda: rc.queue_status(rc.ids[0])["queue"] == 2)
     verbose = rc.queue_status(verbose=True)
-    assert verbose[0]["queue"] == [*running.msg_ids, *queued.msg_ids]
+    assert verbose[rc.ids[0]]["queue"] == [*running.msg_ids, *queued.msg_ids]
     assert verbose["unassigned"] == []
-    before = rc.queue_status(0)["completed"]
+    before = rc.queue_status(rc.ids[0])["completed"]
     (tmp_path / "go").touch()
     rc.wait([running, queued], timeout=PATIENCE)
-    wait_until(lambda: rc.queue_status(0)["completed"] == before + 2)
+    wait_until(lambda: rc.queue_status(rc.ids[0])["completed"] == before + 2)
 
 
 def test_resubmit(rc: ipp.Client) -> None:
@@ -50,7 +50,7 @@ def test_resubmit(rc: ipp.Client) -> None:
 
 
 def test_purging(rc: ipp.Client) -> None:
-    ar = rc[0].apply_async(lambda: 1)
+    ar = rc[rc.ids[0]].apply_async(lambda: 1)
     ar.get(PATIENCE)
     wait_until(lambda: ar.msg_ids[0] in rc.hub_history())
     rc.purge_results(ar)
@@ -63,9 +63,9 @@ def test_purging(rc: ipp.Client) -> None:
 
 
 def test_result_status(rc: ipp.Client, tmp_path: Any) -> None:
-    done = rc[0].apply_async(lambda: 5)
+    done = rc[rc.ids[0]].apply_async(lambda: 5)
     done.get(PATIENCE)
-    running = rc[0].apply_async(hold, str(tmp_path / "go"))
+    running = rc[rc.ids[0]].apply_async(hold, str(tmp_path / "go"))
     status = rc.result_status([done, running])
     assert status["completed"] == done.msg_ids
     assert status["pending"] == running.msg_ids

@@ -97,7 +97,7 @@ def test_a_balanced_call_that_kills_its_engine_runs_once(
 
 
 def test_a_queued_request_can_be_aborted(rc: ipp.Client, tmp_path: Any) -> None:
-    view = rc[0]
+    view = rc[rc.ids[0]]
     running = view.apply_async(hold, str(tmp_path / "go"))
     queued = view.execute("ran = True", block=False)
     behind = view.apply_async(lambda: 2)
@@ -125,7 +125,7 @@ def test_a_queued_balanced_request_can_be_aborted(rc: ipp.Client, tmp_path: Any)
 
 
 def test_abort_leaves_alone_what_runs(rc: ipp.Client, tmp_path: Any) -> None:
-    view = rc[0]
+    view = rc[rc.ids[0]]
     running = view.apply_async(hold, str(tmp_path / "go"))
     wait_until(lambda: is_running(rc, running))
     view.abort(running, block=True)
@@ -135,7 +135,7 @@ def test_abort_leaves_alone_what_runs(rc: ipp.Client, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("method", ["apply", "execute"])
 def test_a_running_request_can_be_interrupted(rc: ipp.Client, method: str) -> None:
-    view = rc[0]
+    view = rc[rc.ids[0]]
     view.execute("kept = 1", block=True)
     if method == "apply":
         running = view.apply_async(time.sleep, 60)
@@ -143,7 +143,7 @@ def test_a_running_request_can_be_interrupted(rc: ipp.Client, method: str) -> No
         running = view.execute("import time; time.sleep(60)", block=False)
     behind = view.apply_async(lambda: "survived")
     wait_until(lambda: is_running(rc, running))
-    rc.send_signal(signal.SIGINT, targets=0, block=True)
+    rc.send_signal(signal.SIGINT, targets=rc.ids[0], block=True)
     with pytest.raises(ipp.RemoteError) as caught:
         running.get(PATIENCE)
     assert caught.value.ename == "KeyboardInterrupt"
@@ -188,12 +188,12 @@ def test_ids_rise_and_are_not_reused(rc: ipp.Client, cluster: Any) -> None:
 
 
 def test_a_failing_execute_aborts_the_executes_behind_it(rc: ipp.Client, tmp_path: Any) -> None:
-    view = rc[0]
+    view = rc[rc.ids[0]]
     view.push({"hold": hold, "path": str(tmp_path / "go")}, block=True)
     failing = view.execute("hold(path); 1/0", silent=False, block=False)
     aborted = view.execute("ran = 1", silent=False, block=False)
     call = view.apply_async(lambda: "applies run")
-    wait_until(lambda: rc.queue_status(0)["queue"] == 3)
+    wait_until(lambda: rc.queue_status(rc.ids[0])["queue"] == 3)
     (tmp_path / "go").touch()
     with pytest.raises(ipp.RemoteError, match="ZeroDivisionError"):
         failing.get(PATIENCE)
