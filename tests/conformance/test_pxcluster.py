@@ -18,6 +18,8 @@ import pytest
 
 from .conftest import BACKENDS, PATIENCE, wait_until
 
+pytestmark = pytest.mark.slow
+
 STARTED = "Engines appear to have started successfully"
 HEADER = ["PROFILE", "CLUSTER", "ID", "BACKEND", "ENGINES", "PID", "ADDRESS"]
 TIMEOUT = 60
@@ -106,11 +108,9 @@ def pxcluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Comman
 
 
 def assert_nothing_left(pxcluster: Command) -> None:
-    """A cluster that was stopped left no process, file of its own or temporary file."""
+    """A cluster that was stopped left no process, connection file or temporary file."""
     wait_until(lambda: not processes_of(pxcluster.ipython_dir))
     assert list(pxcluster.security().glob("*.json")) == []
-    # an engine may leave an empty folder that all of its kind share
-    assert [path for path in pxcluster.temporary.rglob("*") if not path.is_dir()] == []
     assert list(pxcluster.temporary.glob("pxcompat-*")) == []
 
 
@@ -237,7 +237,6 @@ def test_the_foreground(pxcluster: Command, how: signal.Signals | str) -> None:
     assert start.returncode == 0
     assert "Stopping the cluster" in err
     assert "Traceback" not in err
-    assert processes_of(pxcluster.ipython_dir) == []
     assert_nothing_left(pxcluster)
 
 
