@@ -206,8 +206,8 @@ def _aliased() -> Iterator[None]:
         return
     pxcompat.enable()
     try:
-        # disable() has taken every ipyparallel.* away, what the adapter put there included
-        sys.modules["ipyparallel.tests"] = importlib.import_module(PACKAGE)
+        # again: disable() takes every ipyparallel.* away, what the adapter put there included
+        importlib.import_module(PACKAGE).register()
         yield
     finally:
         pxcompat.disable()
