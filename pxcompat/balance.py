@@ -14,7 +14,6 @@ from typing import Any
 from .dependency import Dependency
 from .dispatch import Dispatcher
 from .error import (
-    DependencyTimeout,
     ImpossibleDependency,
     InvalidDependency,
     KernelError,
@@ -268,7 +267,7 @@ class Balancer:
                 return
         what = f"task {msg_id} found no engine in time"
         if (job.after or job.follow) and job.last is None:
-            self._give_up(msg_id, DependencyTimeout(f"{what}: its dependencies were not met"))
+            self._give_up(msg_id, TaskTimeout(f"{what}: its dependencies were not met"))
         else:
             self._give_up(msg_id, TaskTimeout(what))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal as signals
+import sys
 import threading
 import time
 import types
@@ -171,7 +172,7 @@ class Client:
             self._backend.start_engines(lease.missing)
         if lease.expected and len(self.ids) < lease.expected:
             self._wait_for_start(lease)
-        if lease.embedded and lease.progress and self.dashboard_link:
+        if lease.fresh and lease.progress and self.dashboard_link:
             _tell(f"{len(self.ids)} engines on {self._backend.name}; dashboard: {self.dashboard_link}")
         self._activate_in_ipython()
 
@@ -184,8 +185,6 @@ class Client:
 
     def _activate_in_ipython(self) -> None:
         """Provide ``%px`` for this client's engines, as soon as it exists."""
-        import sys
-
         if "IPython" not in sys.modules:
             return  # then nobody types magics
         from IPython import get_ipython
@@ -431,7 +430,14 @@ class Client:
         if len(self) >= n:
             return
         shown = (
-            progress(widget=widget, initial=len(self), total=n, desc="engines", unit="engine")
+            progress(
+                widget=widget,
+                initial=len(self),
+                total=n,
+                desc="engines",
+                unit="engine",
+                file=sys.stderr,
+            )
             if bar
             else None
         )
@@ -1131,7 +1137,5 @@ def _wants_bar(interactive: bool | None) -> bool:
 
 def _tell(text: str) -> None:
     """Say something to the person at the terminal or notebook, where bars are shown too."""
-    import sys
-
     sys.stderr.write(text + "\n")
     sys.stderr.flush()

@@ -215,14 +215,16 @@ class Hub:
         """How busy engines are, by id, and how many balanced requests are on none yet."""
         unassigned: Future[Any] = self._dispatcher.backend.control(None, "unassigned", {})
         status: dict[Any, Any] = {}
+        arrived: set[str] = set()
         for key, answer in self.ask("status", {}, keys).items():
             queue, tasks = list(answer["queue"]), list(answer["tasks"])
+            arrived.update(tasks)
             status[self._dispatcher.ids[key]] = {
                 "queue": queue if verbose else len(queue),
                 "completed": answer["completed"],
                 "tasks": tasks if verbose else len(tasks),
             }
-        waiting = list(unassigned.result(TIMEOUT))
+        waiting = [m for m in unassigned.result(TIMEOUT) if m not in arrived]
         status["unassigned"] = waiting if verbose else len(waiting)
         return status
 

@@ -2,8 +2,9 @@
 
 The task carries the request to whichever engine the scheduler chooses.  Output and reply
 go straight from there to the client, over the engine's channel; the task's own result is
-None.  A task that Dask gives up, because its worker died, is lost when the call had
-started, and is placed again when it had not.
+None, and nobody holds on to it: the call runs also when its client has gone.  A task that
+Dask gives up, because its worker died, is lost when the call had started, and is placed
+again when it had not.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import itertools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from distributed import Future as DaskFuture
-from distributed import get_worker
+from distributed import fire_and_forget, get_worker
 from distributed.protocol.serialize import Serialized
 
 from pxcompat.protocol import Reply, Request
@@ -60,14 +60,21 @@ def _revive(message: Message) -> Message:
     )
 
 
+class _Placed(NamedTuple):
+    """A request that the scheduler has, and the key of its task."""
+
+    request: Request
+    candidates: Sequence[str] | None
+    key: str
+
+
 class Submitter:
     """The client's side of balanced calls."""
 
     def __init__(self, backend: DaskBackend) -> None:
         self._backend = backend
         self._lock = threading.Lock()
-        self._futures: dict[str, DaskFuture] = {}
-        self._requests: dict[str, tuple[Request, Sequence[str] | None]] = {}
+        self._placed: dict[str, _Placed] = {}
         self._started: dict[str, str] = {}
         self._tries = itertools.count()
 
@@ -91,6 +98,9 @@ class Submitter:
             addresses = [
                 info.address for info in backend.engines() if wanted is None or info.key in wanted
             ]
+        with self._lock:
+            for request, key in zip(requests, keys):
+                self._placed[request.msg_id] = _Placed(request, candidates, key)
         futures = client.map(
             run,
             messages,
@@ -100,25 +110,20 @@ class Submitter:
             allow_other_workers=False,
             **({"executor": "pxcompat"} if backend.adopted else {}),
         )
-        with self._lock:
-            for request, future in zip(requests, futures):
-                self._futures[request.msg_id] = future
-                self._requests[request.msg_id] = (request, candidates)
+        fire_and_forget(futures)
         for request in requests:
             backend.sink.sent(request.msg_id)
 
     def started(self, msg_id: str, address: str) -> None:
         with self._lock:
-            if msg_id in self._futures:
+            if msg_id in self._placed:
                 self._started[msg_id] = address
 
     def finished(self, msg_id: str) -> None:
-        """Let go of a task whose request has its reply."""
+        """Forget a request that has its reply."""
         with self._lock:
-            future = self._futures.pop(msg_id, None)
-            self._requests.pop(msg_id, None)
+            self._placed.pop(msg_id, None)
             self._started.pop(msg_id, None)
-        del future  # its last reference: Dask forgets the task
 
     async def lost(self, msg_id: str, address: str, reason: str) -> None:
         """Dask gave a task up; on the loop."""
@@ -128,10 +133,11 @@ class Submitter:
             if engine.info.address == address and engine.task is not None:
                 await asyncio.wait([engine.task], timeout=2)
         with self._lock:
-            request, candidates = self._requests.get(msg_id, (None, None))
+            placed = self._placed.get(msg_id)
             started = msg_id in self._started
-        if request is None or started:
+        if placed is None or started:
             return  # answered, or its engine's end says it all
+        candidates = placed.candidates
         died = "KilledWorker" in reason
         if died:
             self.finished(msg_id)
@@ -140,7 +146,7 @@ class Submitter:
                 candidates = [key for key in candidates if key in alive]
             if candidates is None or candidates:
                 await asyncio.get_running_loop().run_in_executor(
-                    None, self.submit, [request], candidates
+                    None, self.submit, [placed.request], candidates
                 )
                 return
             reason = "every engine that it was for is gone"
@@ -178,9 +184,9 @@ class Submitter:
             prevented = [m for m in msg_ids if m not in late]
             for msg_id in prevented:
                 with self._lock:
-                    future = self._futures.get(msg_id)
-                if future is not None:
-                    self._cancel_task(future)
+                    placed = self._placed.get(msg_id)
+                if placed is not None:
+                    self._cancel_task(placed.key)
                 self.finished(msg_id)
                 if msg_id not in by_engines:
                     backend.sink.reply(Reply(msg_id, "aborted"))
@@ -193,19 +199,16 @@ class Submitter:
             answer.add_done_callback(collect)
         return cancelled
 
-    def _cancel_task(self, future: DaskFuture) -> None:
-        loop = self._backend._loop
-        loop.call_soon_threadsafe(
-            lambda: self._backend._background(
-                self._backend.native._cancel([future], reason="pxcompat", msg=None, force=False)
-            )
-        )
+    def _cancel_task(self, key: str) -> None:
+        """Have the scheduler drop a task; no engine would run its call any more."""
+        client = self._backend.native
+        message = {"op": "cancel-keys", "keys": [key], "force": True, "reason": None, "msg": None}
+        client.loop.add_callback(client._send_to_scheduler, message)
 
     def close(self) -> None:
         """Let go of every task."""
         with self._lock:
-            self._futures.clear()
-            self._requests.clear()
+            self._placed.clear()
             self._started.clear()
 
 

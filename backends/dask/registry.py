@@ -158,8 +158,11 @@ class Registry(SchedulerPlugin):
     # -- answers -------------------------------------------------------------------
 
     async def unassigned(self) -> list[str]:
-        """Ids of balanced requests that are on no engine yet."""
-        waiting = ("queued", "no-worker", "waiting", "released")
+        """Ids of balanced requests that have not ended, as far as the scheduler knows.
+
+        Whether one has reached its engine, that engine knows.
+        """
+        waiting = ("queued", "no-worker", "waiting", "processing")
         return [
             key.rpartition("-")[2]
             for key, ts in self.scheduler.tasks.items()

@@ -51,6 +51,8 @@ class Share(NamedTuple):
     n: int
     #: engines that this client asked for beyond those there are, and is to start
     missing: int
+    #: whether the cluster was started for this client
+    fresh: bool
 
 
 def key(profile_dir: str, cluster_id: str, backend: str) -> Key:
@@ -84,13 +86,14 @@ def take(
         if shared is None or (shared.launched and shared.launched.poll() is not None):
             shared = _table[key] = _Shared()
     with shared.starting:
+        fresh = shared.launched is None
         if shared.launched is None:
             order = spec()
             shared.launched = provider.launch(order, timeout=timeout)
             shared.n = order.n
         missing = max(0, at_least - shared.n)
         shared.n += missing
-        return Share(provider.connect(shared.launched.info), shared.n, missing)
+        return Share(provider.connect(shared.launched.info), shared.n, missing, fresh)
 
 
 def _stop_all() -> None:

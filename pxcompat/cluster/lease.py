@@ -40,6 +40,8 @@ class Lease:
     missing : int
         How many engines more than those the embedded cluster has, because this client asked
         for more.
+    fresh : bool
+        Whether the cluster was started for this client.
     embedded : bool
         Whether the cluster belongs to this process and ends with it.
     timeout : float
@@ -53,6 +55,7 @@ class Lease:
     cluster_id: str
     expected: int = 0
     missing: int = 0
+    fresh: bool = False
     embedded: bool = False
     timeout: float = 5
     progress: bool = True
@@ -165,7 +168,13 @@ def acquire(
     share = embedded.take(
         own, backends.get(own.backend), spec, at_least=n or 0, timeout=settings.start_timeout
     )
-    return lease(share.backend, expected=share.n, missing=share.missing, embedded=True)
+    return lease(
+        share.backend,
+        expected=share.n,
+        missing=share.missing,
+        fresh=share.fresh,
+        embedded=True,
+    )
 
 
 def _described(target: Any) -> Connection | None:

@@ -147,7 +147,7 @@ def test_timeout_ends_the_wait_for_a_dependency(lbv: ipp.LoadBalancedView, tmp_p
         late = lbv.apply_async(lambda: 1)
     with pytest.raises(ipp.RemoteError) as caught:
         late.get(PATIENCE)
-    assert caught.value.ename == "DependencyTimeout"
+    assert caught.value.ename == "TaskTimeout"
     (tmp_path / "go").touch()
     first.get(PATIENCE)
 

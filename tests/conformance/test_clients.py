@@ -53,11 +53,14 @@ def test_another_client_can_fetch_a_result(rc: ipp.Client, cluster: Any, tmp_pat
 def test_work_goes_on_without_its_client(rc: ipp.Client, cluster: Any, tmp_path: Any) -> None:
     other = cluster.connect_client_sync()
     direct = other[rc.ids[0]].apply_async(hold, str(tmp_path / "go")).msg_ids[0]
-    balanced = other.load_balanced_view().apply_async(hold, str(tmp_path / "go")).msg_ids[0]
-    wait_until(lambda: rc.result_status([direct, balanced])["pending"])
+    balanced = other.load_balanced_view().map_async(hold, [str(tmp_path / "go")] * 2 * len(rc))
+    ids = [direct, *balanced.msg_ids]
+    wait_until(lambda: len(rc.result_status(ids)["pending"]) == len(ids))
     other.close()
+    waiting = rc.get_result(ids)
     (tmp_path / "go").touch()
-    assert rc.get_result([direct, balanced]).get(PATIENCE) == [str(tmp_path / "go")] * 2
+    results = waiting.get(PATIENCE)
+    assert results == [str(tmp_path / "go")] + [[str(tmp_path / "go")]] * len(balanced)
 
 
 def test_an_unknown_request_is_a_key_error(rc: ipp.Client) -> None:

@@ -174,7 +174,7 @@ def test_labels(client, one):
         *("work", "push:a,b", "pull:a", "pull:a,b", "scatter:s", "gather:s", "work", "x = 1"),
         "z = " + "9" * 36,
     ]
-    assert all(kw["header"] is None for _, kw, _, _ in client.requests)
+    assert all(not kw["header"] for _, kw, _, _ in client.requests)
 
 
 def test_a_label_of_the_user_s(client, one):
