@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -175,17 +176,32 @@ class Controller:
             return
         if self.connection.dedicated and self.connection.owner() is not None:
             self.disconnect()
-            _terminate(self.connection, timeout)
+            self._terminate_owner(timeout)
         else:
             # Its owner has other things to do than to hold the cluster: it must live.
             self._ask_to_stop(timeout)
         if self.path is not None:
             remove(self.path, self.connection)
 
+    def _terminate_owner(self, timeout: float) -> None:
+        """End the owner; if need be by force, as its cluster notices that however it comes."""
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            if (owner := self.connection.owner()) is None:
+                return
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(owner)
+            deadline = time.monotonic() + timeout
+            # not psutil's wait(), for which one that its parent does not reap never ends
+            while self.connection.owner() is not None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if self.connection.owner() is None:
+                return
+            self.log.warning("Process %s does not end within %g s", owner.pid, timeout)
+        raise BackendError(f"process {self.connection.pid}, which holds the cluster, does not end")
+
     def _ask_to_stop(self, timeout: float) -> None:
         try:
-            answer = self.backend(timeout).stop_cluster()
-            answer.result(timeout)
+            result(self.backend(timeout).stop_cluster(), "stop", timeout)
         finally:
             self.disconnect()
 
@@ -357,26 +373,8 @@ def result(future: Future[T], what: str, timeout: float) -> T:
     """What a backend's future gives, or which of our requests was not answered."""
     try:
         return future.result(timeout)
-    except TimeoutError:
+    except (TimeoutError, futures.TimeoutError):  # one and the same from Python 3.11 on
         raise BackendError(f"the cluster did not {what} within {timeout:g} s") from None
-
-
-def _terminate(connection: Connection, timeout: float) -> None:
-    """End the owner; if need be by force, as its cluster notices that however it comes."""
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        if (owner := connection.owner()) is None:
-            return
-        with contextlib.suppress(psutil.NoSuchProcess):
-            end(owner)
-        deadline = time.monotonic() + timeout
-        # not psutil's wait(), for which one that its parent does not reap never ends
-        while connection.owner() is not None:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.02)
-        else:
-            return
-    raise BackendError(f"process {connection.pid}, which holds the cluster, does not end")
 
 
 def _end_of(path: Path) -> str:

@@ -232,7 +232,7 @@ def test_the_foreground(pxcluster: Command, how: signal.Signals | str) -> None:
         if isinstance(how, signal.Signals):
             start.send_signal(how)
         else:
-            pxcluster("stop")
+            assert "does not end" not in pxcluster("stop")[1]
         _, err = start.communicate(timeout=TIMEOUT)
     assert start.returncode == 0
     assert "Stopping the cluster" in err
