@@ -40,10 +40,7 @@ class SettingError(KernelError, TraitError, ValueError):
 
 
 class PxCompat(Configurable):
-    """How clusters are found and started.
-
-    See :meth:`resolve`.
-    """
+    """How clusters are found and started."""
 
     backend = Unicode("dask", help="What clusters run on. Variable: PXCOMPAT_BACKEND.").tag(
         config=True
