@@ -38,7 +38,6 @@ if TYPE_CHECKING:
         dependent as dependent,
         require as require,
     )
-    from .engine.calls import bind_kernel as bind_kernel
     from .error import (
         AlreadyDisplayedError as AlreadyDisplayedError,
         BackendError as BackendError,
@@ -100,7 +99,6 @@ _EXPORTS = {
     ".client": ("Client",),
     ".cluster": ("Cluster", "ClusterManager"),
     ".dependency": ("Dependency", "depend", "dependent", "require"),
-    ".engine.calls": ("bind_kernel",),
     ".error": (
         "AlreadyDisplayedError",
         "BackendError",

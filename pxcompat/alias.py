@@ -63,6 +63,10 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 
 
+#: ``python -m`` module below the first root -> what to run
+COMMANDS = {"cluster.__main__": "pxcompat.cluster.app"}
+
+
 def _children(key: str) -> list[str]:
     """The names right below a module of the table."""
     prefix = f"{key}." if key else ""
@@ -148,6 +152,22 @@ class _Loader:
             sys.modules[module.__name__] = _make(module.__name__)
 
 
+class _CommandLoader:
+    """For ``python -m ipyparallel.cluster``: code that runs the command of that name here."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def get_code(self, fullname: str) -> Any:
+        return compile(f"from {self._module} import main; main()", fullname, "exec")
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(self.get_code(module.__name__), vars(module))
+
+
 class _Finder:
     """Answers for the roots and all that is below them, before any other finder."""
 
@@ -158,6 +178,8 @@ class _Finder:
         if split is None:
             return None
         root, key = split
+        if key in COMMANDS:
+            return ModuleSpec(fullname, _CommandLoader(COMMANDS[key]), origin="pxcompat")
         if key not in MODULES:
             parent = key.rpartition(".")[0]
             known = [f"{parent}.{name}" if parent else name for name in _children(parent)]

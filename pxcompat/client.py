@@ -14,28 +14,25 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from concurrent.futures import Future, wait as wait_for_all
 from typing import TYPE_CHECKING, Any
 
+from . import serialize
 from .asyncresult import AsyncHubResult, AsyncResult
 from .balance import Balancer
 from .dependency import Dependency
 from .dispatch import Dispatcher
 from .display import ExecuteReply
-from . import serialize
 from .engine import calls
 from .error import (
-    CompositeError,
-    ConnectError,
     EngineError,
     InvalidEngineId,
     NoEnginesRegistered,
-    RemoteError,
     collect_exceptions,
 )
 from .futures import MessageFuture, Metadata
 from .hub import Hub
+from .lbview import LoadBalancedView
 from .protocol import Frames, Request
 from .util import ReverseDict, progress
 from .view import BroadcastView, DirectView
-from .lbview import LoadBalancedView
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -48,8 +45,24 @@ Jobs = Any  # int, str, AsyncResult, or an iterable of them
 
 #: arguments of ipyparallel's Client that are about ZeroMQ or ssh tunnels
 _IGNORED = frozenset(
-    "context sshserver sshkey password paramiko url_file url_or_file ssh_kwargs packer unpacker "
-    "key signature_scheme config username session location".split()
+    [
+        "context",
+        "sshserver",
+        "sshkey",
+        "password",
+        "paramiko",
+        "url_file",
+        "url_or_file",
+        "ssh_kwargs",
+        "packer",
+        "unpacker",
+        "key",
+        "signature_scheme",
+        "config",
+        "username",
+        "session",
+        "location",
+    ]
 )
 
 
@@ -173,7 +186,9 @@ class Client:
         if lease.expected and len(self.ids) < lease.expected:
             self._wait_for_start(lease)
         if lease.fresh and lease.progress and self.dashboard_link:
-            _tell(f"{len(self.ids)} engines on {self._backend.name}; dashboard: {self.dashboard_link}")
+            _tell(
+                f"{len(self.ids)} engines on {self._backend.name}; dashboard: {self.dashboard_link}"
+            )
         self._activate_in_ipython()
 
     def _wait_for_start(self, lease: Any) -> None:
@@ -194,7 +209,7 @@ class Client:
             return
         from .magics import active_view
 
-        if self.ids and active_view(shell) is None:
+        if active_view(shell) is None:
             self.activate()
 
     # -- life ------------------------------------------------------------------
@@ -354,9 +369,7 @@ class Client:
         elif isinstance(targets, (tuple, list, range)):
             wanted = list(targets)
         else:
-            raise TypeError(
-                f"targets by int/slice/collection of ints only, not {type(targets)}"
-            )
+            raise TypeError(f"targets by int/slice/collection of ints only, not {type(targets)}")
         missing = [t for t in wanted if t not in keys]
         if missing:
             raise InvalidEngineId(f"No such engine: {missing[0]!r}; there are {ids}")
@@ -445,7 +458,7 @@ class Client:
             while True:
                 with dispatcher.engines_changed:
                     have = len(dispatcher.engines)
-                    if have < n and dispatcher.lost is None:
+                    if have < n and not (dispatcher.lost or dispatcher.stillborn):
                         left = None if deadline is None else deadline - time.monotonic()
                         if left is None or left > 0:
                             dispatcher.engines_changed.wait(left)
@@ -454,8 +467,9 @@ class Client:
                     shown.update(have - shown.n)
                 if have >= n:
                     return
-                if dispatcher.lost is not None:
-                    raise EngineError(f"no engines will come: {dispatcher.lost}")
+                gone = dispatcher.lost or dispatcher.stillborn
+                if gone:
+                    raise EngineError(f"{n} engines will not come, there are {have}: {gone}")
                 if deadline is not None and time.monotonic() >= deadline:
                     raise TimeoutError(
                         f"{n} engines not ready in {timeout} seconds. Currently ready: {have}"
@@ -480,7 +494,9 @@ class Client:
         return self._all(sent, block)
 
     @staticmethod
-    def _all(futures: Sequence[Future[Any]], block: bool, timeout: float = 30) -> Future[None] | None:
+    def _all(
+        futures: Sequence[Future[Any]], block: bool, timeout: float = 30
+    ) -> Future[None] | None:
         """Wait for all, or a future that does."""
         if block:
             for future in futures:
@@ -984,7 +1000,7 @@ class Client:
             that have not ended) and ``completed`` (a number); and ``unassigned``, balanced
             requests on no engine yet.  For a single target, that engine's part alone.
         """
-        keys, ids = self._build_targets(targets)
+        keys, ids = self._build_targets(targets) if self.ids or targets != "all" else ([], [])
         status = self._hub.queue_status(keys, verbose)
         return status[ids[0]] if isinstance(targets, int) else status
 

@@ -121,6 +121,8 @@ class Dispatcher:
         #: told of every final outcome, and of every engine that comes or goes
         self.on_change: Callable[[], None] = lambda: None
         self.lost: str | None = None
+        #: why an engine ended that never was there, the latest
+        self.stillborn: str | None = None
         self._awaited: dict[str, tuple[MessageFuture, int]] = {}
         self._count = itertools.count()
 
@@ -252,6 +254,8 @@ class Dispatcher:
     def engine_down(self, key: str, reason: str) -> None:
         with self.lock:
             info = self.engines.pop(key, None)
+            if key not in self.ids:
+                self.stillborn = f"an engine ended while it started: {reason}"
             stranded = list(self.by_engine.pop(key, ()))
             callbacks = list(self.engine_callbacks)
             self.engines_changed.notify_all()
@@ -271,7 +275,9 @@ class Dispatcher:
         self._strand(None, rest, reason)
 
     @staticmethod
-    def _call_back(callbacks: list[Callable[[dict[str, Any]], None]], event: dict[str, Any]) -> None:
+    def _call_back(
+        callbacks: list[Callable[[dict[str, Any]], None]], event: dict[str, Any]
+    ) -> None:
         for callback in callbacks:
             try:
                 callback(event)

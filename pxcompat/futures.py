@@ -9,7 +9,7 @@ from typing import Any
 
 from .protocol import Frames, Handle, OutputEvent
 
-__all__ = ["Metadata", "MessageFuture"]
+__all__ = ["MessageFuture", "Metadata"]
 
 Listener = Callable[[OutputEvent], None]
 
@@ -88,7 +88,9 @@ class MessageFuture(Future[Any]):
         Done (None) when the request's buffers have left and may be changed.
     """
 
-    def __init__(self, msg_id: str, method: str = "apply", metadata: Metadata | None = None) -> None:
+    def __init__(
+        self, msg_id: str, method: str = "apply", metadata: Metadata | None = None
+    ) -> None:
         super().__init__()
         self.msg_id = msg_id
         self.method = method

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Union, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 __all__ = [
     "Backend",
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 #: A pickled object: the pickle itself first, then its out-of-band buffers, uncopied.
-Frames = list[Union[bytes, bytearray, memoryview]]
+Frames = list[bytes | bytearray | memoryview]
 
 
 @runtime_checkable
@@ -261,9 +261,7 @@ class Backend(Protocol):
     def send(self, key: str, requests: Sequence[Request]) -> None:
         """Queue requests on one engine.  Never blocks on their execution."""
 
-    def send_balanced(
-        self, requests: Sequence[Request], candidates: Sequence[str] | None
-    ) -> None:
+    def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         """Let the backend's own scheduler place each request on one of ``candidates``
         (None: any engine, present or future)."""
 

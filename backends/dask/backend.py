@@ -26,7 +26,6 @@ from pxcompat.protocol import (
     EventSink,
     Frames,
     Handle,
-    Reply,
     Request,
 )
 
@@ -255,7 +254,9 @@ class DaskBackend:
             self._background(self._meet(EngineInfo(**message[1])))
         elif kind == "down":
             engine = self._engines.get(message[1])
-            if engine is not None and not engine.reason.done():
+            if engine is None:
+                self.sink.engine_down(message[1], message[2])  # it never was up
+            elif not engine.reason.done():
                 engine.reason.set_result(message[2])
                 if engine.channel is not None:
                     self._background(self._bury(engine))
@@ -328,9 +329,7 @@ class DaskBackend:
         except ChannelClosed as error:
             self.sink.engine_down(key, str(error))
 
-    def send_balanced(
-        self, requests: Sequence[Request], candidates: Sequence[str] | None
-    ) -> None:
+    def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         self._balanced.submit(requests, candidates)
 
     def cancel(self, key: str | None, msg_ids: Sequence[str]) -> Future[list[str]]:

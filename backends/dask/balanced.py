@@ -46,7 +46,9 @@ def run(message: Message) -> None:
 def _plain(message: Message) -> Message:
     """The message with its frames as bytes, for Dask to pickle."""
     return tuple(
-        ("frames", [bytes(frame) for frame in item.frames]) if isinstance(item, Serialized) else item
+        ("frames", [bytes(frame) for frame in item.frames])
+        if isinstance(item, Serialized)
+        else item
         for item in message
     )
 

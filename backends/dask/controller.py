@@ -126,6 +126,7 @@ class _Link:
     def __init__(self, lines: Lines, end: asyncio.Event) -> None:
         self._lines = lines
         self._end = end
+        self.on_exit: Callable[[str, str], None] = lambda key, reason: None
         self._pids: dict[int, str] = {}
         self._reasons: dict[str, str] = {}
         self._arrived = asyncio.Condition()
@@ -149,6 +150,7 @@ class _Link:
                 self._pids[message["pid"]] = message["started"]
             elif "exited" in message:
                 self._reasons[message["exited"]] = message["reason"]
+                self.on_exit(message["exited"], message["reason"])
             elif "stop" in message:
                 self._end.set()
             self._arrived.notify_all()
@@ -221,6 +223,7 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
     registry.supervisor = _Link(lines, end)
     scheduler.add_plugin(registry)
     await registry.start(scheduler)
+    registry.supervisor.on_exit = registry.process_ended
     dashboard = f"http://{host}:{scheduler.http_server.port}/status"
     info = {
         "backend": "dask",
@@ -241,7 +244,7 @@ async def _serve_dashboard(scheduler: Any, registry: Any, n: int) -> None:
     with contextlib.suppress(asyncio.TimeoutError):
         async with registry.changed:
             await asyncio.wait_for(
-                registry.changed.wait_for(lambda: len(registry.engines) >= n), 30
+                registry.changed.wait_for(lambda: len(registry.engines) >= max(1, n)), 30
             )
     try:
         import distributed.dashboard.scheduler
@@ -258,8 +261,12 @@ async def _serve_dashboard(scheduler: Any, registry: Any, n: int) -> None:
 
 class _Supervisor:
     def __init__(self, order: dict[str, Any]) -> None:
+        import dask
+
         self.order = order
         self.directory = tempfile.mkdtemp(prefix="pxcompat-")
+        # whatever Dask writes, in whichever process, goes when the cluster goes
+        dask.config.set({"temporary-directory": self.directory})
         self.logs = order.get("log_dir") or self.directory
         os.makedirs(self.logs, mode=0o700, exist_ok=True)
         self.info: dict[str, Any] = {}
@@ -293,7 +300,9 @@ class _Supervisor:
         for message in self.lines.receive() or []:
             self.info = message["info"]
         if not self.info:
-            raise RuntimeError("the scheduler ended before it was ready")
+            with open(self._log_path("scheduler"), errors="replace") as log:
+                tail = "".join(log.readlines()[-10:])
+            raise RuntimeError(f"the scheduler ended before it was ready\n{tail}")
 
     def _start_engines(self, keys: list[str]) -> None:
         for key in keys:

@@ -110,7 +110,9 @@ class DaskProvider:
 
     def adopt(self, target: Any, **options: Any) -> Backend | None:
         if isinstance(target, str):
-            if not target.startswith(("tcp://", "tls://", "ucx://", "ws://", "wss://", "inproc://")):
+            if not target.startswith(
+                ("tcp://", "tls://", "ucx://", "ws://", "wss://", "inproc://")
+            ):
                 return None
             return self.connect({"backend": "dask", "address": target, "adopt": True, **options})
         # asked without importing: who has one of these has imported distributed

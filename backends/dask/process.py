@@ -58,12 +58,15 @@ def run_engine(spec: EngineSpec) -> None:
     thread = threading.Thread(
         target=lambda: asyncio.run(_run_worker(spec, engine)), name="pxcompat-worker"
     )
-    thread.start()
+    # the engine's first task, after the user's start-up files: what cannot start up is
+    # never offered to anybody
+    engine.call(thread.start)
     try:
         engine.run()
     finally:
         _stopping.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
 
 
 #: set when the engine's loop has ended and the worker should follow

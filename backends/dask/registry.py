@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import deque
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -55,6 +56,8 @@ class Registry(SchedulerPlugin):
         self.engines: dict[str, EngineInfo] = {}
         self._ids = itertools.count()
         self._channels: dict[Channel, str] = {}
+        self._registered: set[str] = set()
+        self._stillborn: deque[tuple[str, str]] = deque(maxlen=64)
         self._leaving: set[asyncio.Task[None]] = set()
         self.changed = asyncio.Condition()
         scheduler.handlers["pxcompat_registry"] = self.serve
@@ -62,12 +65,17 @@ class Registry(SchedulerPlugin):
 
     # -- engines -----------------------------------------------------------------
 
-    async def register(
-        self, key: str, pid: int, host: str, own_process: bool, address: str
-    ) -> int:
+    def process_ended(self, key: str, reason: str) -> None:
+        """The supervisor saw an engine's process end; tells of those that never came up."""
+        if key not in self._registered:
+            self._stillborn.append((key, reason))
+            self._tell_all(("down", key, reason))
+
+    async def register(self, key: str, pid: int, host: str, own_process: bool, address: str) -> int:
         """An engine introduces itself; the answer is its id."""
         info = EngineInfo(key, next(self._ids), pid, host, address, own_process)
         self.engines[key] = info
+        self._registered.add(key)
         self._tell_all(("up", asdict(info)))
         async with self.changed:
             self.changed.notify_all()
@@ -89,15 +97,13 @@ class Registry(SchedulerPlugin):
             reason = await self.supervisor.reason(info.key, REASON_TIMEOUT)
         self._tell_all(("down", info.key, reason or "its connection to the scheduler was lost"))
 
-    def transition(
-        self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         # Calls never fail as Dask tasks; when one does, it is the machinery that failed.
         if finish != "erred" or not isinstance(key, str) or not key.startswith("px:"):
             return
         ts = self.scheduler.tasks[key]
         msg_id = key.rpartition("-")[2]
-        worker = kwargs.get("worker") or ts.erred_on and next(iter(ts.erred_on)) or ""
+        worker = kwargs.get("worker") or (ts.erred_on and next(iter(ts.erred_on))) or ""
         client = msg_id.rpartition("_")[0]
         self._tell(client, ("lost", msg_id, worker, str(ts.exception_text or "")))
 
@@ -108,6 +114,8 @@ class Registry(SchedulerPlugin):
         channel = Channel(comm, lambda message: self._receive(message, channel))
         self._channels[channel] = client
         channel.send(("engines", [asdict(info) for info in self.engines.values()]))
+        for key, reason in self._stillborn:
+            channel.send(("down", key, reason))
         try:
             await channel.run()
         finally:

@@ -353,6 +353,7 @@ class Cluster(LoggingConfigurable):
                 host={"": "127.0.0.1", "*": "0.0.0.0"}.get(self.controller_ip, self.controller_ip),
                 cwd=str(Path.cwd()),
                 path=[entry for entry in sys.path if entry],
+                env={"PXCOMPAT_PROFILE_DIR": self.profile_dir},
                 log_dir=str(logs) if self.cluster_file else None,
                 options=backend_options(self.config, self.backend),
             ),

@@ -161,6 +161,7 @@ def acquire(
             n=settings.engines,
             cwd=os.getcwd(),
             path=[entry for entry in sys.path if entry],
+            env={"PXCOMPAT_PROFILE_DIR": str(found.path)},
             options={**settings.options, **options},
         )
 

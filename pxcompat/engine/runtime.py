@@ -23,7 +23,7 @@ from . import set_current
 from .failure import describe_failure
 from .output import Flusher, RequestOutput, Stream
 from .records import Record, Records, copied
-from .shell import EngineShell, make_shell
+from .shell import EngineShell, make_shell, run_startup_files
 
 __all__ = ["Engine", "Origin"]
 
@@ -143,6 +143,8 @@ class Engine:
         self._thread_id = threading.get_ident()
         set_current(self, process=self.own_process)
         with self._captured():
+            if self.own_process:
+                run_startup_files(self.shell, os.environ.get("PXCOMPAT_PROFILE_DIR"))
             while (item := self._queue.get()) is not None:
                 if isinstance(item, _Task):
                     self._run(item)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import glob
+import os
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -100,13 +102,32 @@ class EngineShell(InteractiveShell):
     def enable_gui(self, gui: str | None = None) -> None:
         """Engines have no event loop to integrate with a GUI."""
         if gui not in (None, "inline", "agg"):
-            sys.stderr.write(f"GUI {gui!r} is of no use on an engine; plots need %matplotlib inline\n")
+            sys.stderr.write(
+                f"GUI {gui!r} is of no use on an engine; plots need %matplotlib inline\n"
+            )
 
 
 def _no_input(prompt: str = "") -> str:
     raise StdinNotImplementedError(
         "input() is not supported on engines: pass the value as an argument or push it"
     )
+
+
+def run_startup_files(shell: EngineShell, profile_dir: str | None) -> None:
+    """Run what IPython runs when it starts: ``PYTHONSTARTUP``, and the profile's ``startup``
+    files in the order of their names.  A failing file is reported, and the next one run."""
+    files = []
+    if os.environ.get("PYTHONSTARTUP"):
+        files.append(os.environ["PYTHONSTARTUP"])
+    if profile_dir:
+        folder = os.path.join(profile_dir, "startup")
+        found = glob.glob(os.path.join(folder, "*.py")) + glob.glob(os.path.join(folder, "*.ipy"))
+        files += sorted(found)
+    for file in files:
+        if file.endswith(".ipy"):
+            shell.safe_execfile_ipy(file)
+        else:
+            shell.safe_execfile(file, shell.user_ns)
 
 
 def make_shell(*, is_main: bool) -> EngineShell:

@@ -324,7 +324,9 @@ def _explain(obj: Any, name: str, error: Exception) -> SerializationError:
 
 def _type_name(obj: Any) -> str:
     cls = type(obj)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return (
+        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    )
 
 
 def _find_culprit(obj: Any, path: str, depth: int) -> tuple[str, Any]:

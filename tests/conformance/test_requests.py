@@ -77,9 +77,7 @@ def test_an_engine_that_dies_fails_its_requests_at_once(rc: ipp.Client) -> None:
     assert rc[:].apply_sync(lambda: 1) == [1] * len(rc)
 
 
-def test_a_balanced_call_that_kills_its_engine_runs_once(
-    rc: ipp.Client, tmp_path: Any
-) -> None:
+def test_a_balanced_call_that_kills_its_engine_runs_once(rc: ipp.Client, tmp_path: Any) -> None:
     @ipp.interactive
     def crash(folder: str) -> None:
         import os

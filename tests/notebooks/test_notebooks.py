@@ -120,7 +120,7 @@ def test_tour(run: Any) -> None:
     assert done.text("rc = ipp.Client()").endswith("[0, 1]")
     assert len(re.findall("hello from process", done.text("dview.apply(whoami"))) == 2
     assert str([x**2 for x in range(16)]) in done.text("dview.map(lambda")
-    assert "[stdout:1] mean" in done.text("%%px\nrng")
+    assert "[stdout:1] first draws" in done.text("%%px\nrng")
     assert done.text('"frequencies", np.linspace').count("6 frequencies here") == 2
     assert "array([499.5" in done.text('gather("energy")')
     assert done.images("plt.plot") == 2

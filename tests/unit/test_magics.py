@@ -13,10 +13,10 @@ import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from pxcompat.magics import ParallelMagics, active_view, load_ipython_extension
 from traitlets.config import Config
 
 from pxcompat.error import AlreadyDisplayedError, CompositeError, RemoteError, TaskAborted
+from pxcompat.magics import ParallelMagics, active_view, load_ipython_extension
 
 
 class Request:
