@@ -179,7 +179,8 @@ class _Finder:
             return None
         root, key = split
         if key in COMMANDS:
-            return ModuleSpec(fullname, _CommandLoader(COMMANDS[key]), origin="pxcompat")
+            command: Any = _CommandLoader(COMMANDS[key])
+            return ModuleSpec(fullname, command, origin="pxcompat")
         if key not in MODULES:
             parent = key.rpartition(".")[0]
             known = [f"{parent}.{name}" if parent else name for name in _children(parent)]

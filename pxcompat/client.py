@@ -46,22 +46,9 @@ Jobs = Any  # int, str, AsyncResult, or an iterable of them
 #: arguments of ipyparallel's Client that are about ZeroMQ or ssh tunnels
 _IGNORED = frozenset(
     [
-        "context",
-        "sshserver",
-        "sshkey",
-        "password",
-        "paramiko",
-        "url_file",
-        "url_or_file",
-        "ssh_kwargs",
-        "packer",
-        "unpacker",
-        "key",
-        "signature_scheme",
-        "config",
-        "username",
-        "session",
-        "location",
+        *("context", "sshserver", "sshkey", "password", "paramiko", "ssh_kwargs"),
+        *("packer", "unpacker", "key", "signature_scheme", "config"),
+        *("username", "session", "location"),
     ]
 )
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import threading
@@ -30,6 +31,8 @@ from .protocol import Backend, EngineInfo, Frames, Handle, OutputEvent, Reply, R
 __all__ = ["Dispatcher", "Results"]
 
 log = logging.getLogger("pxcompat")
+
+EngineCallback = Callable[[dict[str, Any]], None]
 
 #: finished requests that a client remembers without anybody holding their AsyncResult
 MAX_RESULTS = 1024
@@ -115,7 +118,7 @@ class Dispatcher:
         #: balanced requests that were aborted before any engine had them
         self.unsent: BoundedDict[Request] = BoundedDict(MAX_RESULTS)
         self.engines_changed = threading.Condition(self.lock)
-        self.engine_callbacks: list[Callable[[dict[str, Any]], None]] = []
+        self.engine_callbacks: list[EngineCallback] = []
         #: asked before a reply is final: True when it has been taken care of (a retry)
         self.intercept: Callable[[Reply], bool] = lambda reply: False
         #: told of every final outcome, and of every engine that comes or goes
@@ -297,7 +300,7 @@ class Dispatcher:
             info = {"engine_id": engine_id, "engine_uuid": key, "method": future.method}
             failure = EngineDied(f"{where} {what}", info if key else None)
             future.metadata["status"] = "error"
-            self._end(future, key, "error", lambda f=future, e=failure: f.fail(e))
+            self._end(future, key, "error", functools.partial(future.fail, failure))
             _complete(future.output)
 
     def sent(self, msg_id: str) -> None:

@@ -15,9 +15,9 @@
            │  └ ImpossibleDependency
            │     ├ DependencyTimeout
            │     └ InvalidDependency
-           ├ SerializationError      an object cannot be sent; says which and where (a TypeError too)
+           ├ SerializationError      an object cannot be sent, and where in it (a TypeError too)
            ├ ConnectionFileError     missing, stale, unreadable or foreign connection file
-           ├ ConnectError            a cluster does not answer, and at which stage (a TimeoutError too)
+           ├ ConnectError            a cluster does not answer, and when (a TimeoutError too)
            ├ BackendError            a backend is missing or failed to start
            └ RemoteError             user code raised on an engine
               ├ UnknownRequest       no engine remembers it (a KeyError too)

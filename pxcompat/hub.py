@@ -8,6 +8,7 @@ together.  What an engine remembered goes with the engine.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -71,14 +72,15 @@ class Hub:
             futures.append(future)
         try:
             for future in futures:
-                found = self._patiently(lambda msg_id=future.msg_id: self._attach(msg_id))
+                found = self._patiently(functools.partial(self._attach, future.msg_id))
                 if found is None:
                     raise UnknownRequest(
                         f"No engine knows the request {future.msg_id!r}: it was purged, is older "
                         "than what engines remember, or its engine is gone"
                     )
-                if found[1] is not None:
-                    self._describe(future, *found)
+                key, record = found
+                if record is not None:
+                    self._describe(future, key, record)
         except UnknownRequest:
             for future in futures:
                 dispatcher.forget(future.msg_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import itertools
 import logging
 import signal as signals
@@ -16,7 +17,7 @@ from typing import Any
 
 import dask
 from distributed import Client
-from distributed.comm import connect
+from distributed.comm.core import connect
 from distributed.protocol.serialize import Serialized
 
 from pxcompat.error import BackendError, ConnectError, EngineError
@@ -111,7 +112,7 @@ class DaskBackend:
 
     def __init__(self, info: Mapping[str, Any], client: Client | None = None) -> None:
         self._info = info
-        self._client: Client = client
+        self._client: Any = client  # a Client, once there is one
         self._owns_client = client is None
         self._engines: dict[str, _Engine] = {}
         self._balanced = balanced.Submitter(self)
@@ -124,7 +125,8 @@ class DaskBackend:
     def around(cls, target: Any) -> DaskBackend:
         """For a cluster given as ``distributed.Client`` or ``distributed.deploy.Cluster``."""
         if isinstance(target, Client):
-            info = {"address": target.scheduler.address, "adopt": True}
+            given: Any = target
+            info = {"address": given.scheduler.address, "adopt": True}
             return cls(info, client=target)
         info = {
             "address": target.scheduler_address,
@@ -187,7 +189,8 @@ class DaskBackend:
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
-        return self._client.loop.asyncio_loop  # type: ignore[no-any-return]
+        loop: asyncio.AbstractEventLoop = self._client.loop.asyncio_loop
+        return loop
 
     @property
     def io_loop(self) -> Any:
@@ -324,7 +327,7 @@ class DaskBackend:
             for request in requests:
                 msg_id = request.msg_id
                 engine.channel.send(
-                    pack_request(request), lambda msg_id=msg_id: self.sink.sent(msg_id)
+                    pack_request(request), functools.partial(self.sink.sent, msg_id)
                 )
         except ChannelClosed as error:
             self.sink.engine_down(key, str(error))
@@ -395,7 +398,7 @@ class DaskBackend:
         return str(link if link is not None else self._client.dashboard_link or "")
 
     @property
-    def native(self) -> Client:
+    def native(self) -> Any:
         return self._client
 
     def native_client(self) -> Client:
@@ -448,7 +451,7 @@ def _forward(source: Future[Any], target: Future[Any], convert: Any) -> None:
 
 def _reasons(error: BaseException | None) -> str:
     """An error and what caused it, on one line."""
-    texts = []
+    texts: list[str] = []
     while error is not None and len(texts) < 4:
         text = f"{type(error).__name__}: {error}".strip().rstrip(":")
         if text not in texts:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dask.base import annotate
 from distributed import fire_and_forget, get_worker
 from distributed.protocol.serialize import Serialized
 
@@ -38,7 +39,7 @@ def run(message: Message) -> None:
     service = worker.extensions["pxcompat"]
     request = unpack_request(_revive(message))
     if isinstance(request.arguments, Blob):
-        loop = worker.loop.asyncio_loop
+        loop = service.loop
         asyncio.run_coroutine_threadsafe(service.resolve(request), loop).result()
     service.engine.run_now(request, service.peer(request.header["client"]))
 
@@ -101,17 +102,14 @@ class Submitter:
                 info.address for info in backend.engines() if wanted is None or info.key in wanted
             ]
         with self._lock:
-            for request, key in zip(requests, keys):
+            for request, key in zip(requests, keys, strict=True):
                 self._placed[request.msg_id] = _Placed(request, candidates, key)
-        futures = client.map(
-            run,
-            messages,
-            key=keys,
-            pure=False,
-            workers=addresses,
-            allow_other_workers=False,
-            **({"executor": "pxcompat"} if backend.adopted else {}),
-        )
+        # where the worker's own threads are not the engine's
+        annotations = {"executor": "pxcompat"} if backend.adopted else {}
+        with annotate(**annotations):
+            futures = client.map(
+                run, messages, key=keys, pure=False, workers=addresses, allow_other_workers=False
+            )
         fire_and_forget(futures)
         for request in requests:
             backend.sink.sent(request.msg_id)
@@ -205,7 +203,7 @@ class Submitter:
         """Have the scheduler drop a task; no engine would run its call any more."""
         client = self._backend.native
         message = {"op": "cancel-keys", "keys": [key], "force": True, "reason": None, "msg": None}
-        client.loop.add_callback(client._send_to_scheduler, message)
+        self._backend.io_loop.add_callback(client._send_to_scheduler, message)
 
     def close(self) -> None:
         """Let go of every task."""

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from distributed.comm import Comm, CommClosedError
+from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.inproc import InProc
 from distributed.protocol.serialize import Serialized
 

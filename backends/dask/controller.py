@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -224,7 +225,8 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
     scheduler.add_plugin(registry)
     await registry.start(scheduler)
     registry.supervisor.on_exit = registry.process_ended
-    dashboard = f"http://{host}:{scheduler.http_server.port}/status"
+    http: Any = scheduler.http_server
+    dashboard = f"http://{host}:{http.port}/status"
     info = {
         "backend": "dask",
         "address": scheduler.address,
@@ -314,7 +316,8 @@ class _Supervisor:
                 self.directory,
                 self.order["options"].get("engine", {}),
             )
-            pid = _fork(lambda spec=spec: run_engine(spec), self._log_path(f"engine-{key[:8]}"))
+            run = functools.partial(run_engine, spec)
+            pid = _fork(run, self._log_path(f"engine-{key[:8]}"))
             self.engines[pid] = key
             self._tell({"started": key, "pid": pid})
 
@@ -334,11 +337,11 @@ class _Supervisor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._reap()
         while not self.ending:
-            ready, _, _ = select.select([0, self.lines.sock, wake], [], [])
+            ready, _, _ = select.select([0, self.lines.sock.fileno(), wake], [], [])
             if wake in ready:
                 os.read(wake, 4096)
             self._reap()
-            if self.lines.sock in ready:
+            if self.lines.sock.fileno() in ready:
                 self._obey(self.lines.receive())
             if 0 in ready and not os.read(0, 4096):
                 self._end()

@@ -78,7 +78,7 @@ class DaskProvider:
             "log_dir": spec.log_dir,
             "options": spec.options,
         }
-        log = tempfile.TemporaryFile()
+        log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the cluster
         process = subprocess.Popen(
             [sys.executable, "-m", "pxcompat.backends.dask.controller"],
             stdin=subprocess.PIPE,

@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import logging
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any, Protocol
 
 from distributed import Scheduler, SchedulerPlugin
-from distributed.comm import Comm
+from distributed.comm.core import Comm
 
 from pxcompat.protocol import EngineInfo
 
@@ -148,7 +149,7 @@ class Registry(SchedulerPlugin):
     async def _answer(
         self, channel: Channel, call_id: int, question: str, args: dict[str, Any]
     ) -> None:
-        answers = {
+        answers: dict[str, Callable[..., Awaitable[Any]]] = {
             "unassigned": self.unassigned,
             "signal": self.signal,
             "start_engines": self.start_engines,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distributed import Worker, WorkerPlugin
-from distributed.comm import Comm, connect
+from distributed.comm.core import Comm, connect
 from distributed.comm.inproc import InProc
 from distributed.protocol.serialize import Serialized
 
@@ -50,7 +50,7 @@ class EngineThreadPoolExecutor(concurrent.futures.Executor):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def submit(  # type: ignore[override]
+    def submit(
         self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> concurrent.futures.Future[Any]:
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -74,8 +74,7 @@ class EngineThreadPoolExecutor(concurrent.futures.Executor):
 class _Peer:
     """A client as the engine sees it: the Origin of its requests."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._channel: Channel | None = None
         self._backlog: deque[Message] = deque(maxlen=BACKLOG)
@@ -126,7 +125,7 @@ class Service:
         self.worker = worker
         self.engine = engine
         engine.native = worker
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         self._channels: set[Channel] = set()
         self._blobs: dict[str, Frames] = {}
@@ -155,7 +154,7 @@ class Service:
         """The Origin of a client's requests, connected or not yet."""
         peer = self._peers.get(client)
         if peer is None:
-            peer = self._peers[client] = _Peer(self._loop)
+            peer = self._peers[client] = _Peer()
             if len(self._peers) > 1024:
                 self._peers.popitem(last=False)
         return peer

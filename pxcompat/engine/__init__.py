@@ -48,4 +48,5 @@ def current() -> Engine:
 
 def namespace() -> dict[str, Any]:
     """The interactive namespace of the engine that runs this code."""
-    return current().shell.user_ns
+    scope: dict[str, Any] = current().shell.user_ns
+    return scope

@@ -186,7 +186,7 @@ class Engine:
 
             descriptor = Descriptor(fd, write)
             self._drain.append(descriptor.drain)
-            logs[name] = open(descriptor.before, "w", buffering=1, closefd=False)
+            logs[name] = open(descriptor.before, "w", buffering=1, closefd=False)  # noqa: SIM115
         return logs
 
     def _output(self) -> RequestOutput | None:
@@ -292,7 +292,7 @@ class Engine:
         shell = self.shell
         shell.last_traceback = []
         count = shell.execution_count
-        result = shell.run_cell(
+        result: Any = shell.run_cell(
             content["code"],
             store_history=content.get("store_history", not content["silent"]),
             silent=content["silent"],

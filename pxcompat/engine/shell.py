@@ -36,7 +36,8 @@ class EngineDisplayHook(DisplayHook):
         if data:
             count = self.prompt_count
             content = {"data": data, "metadata": metadata, "execution_count": count}
-            self.shell.emit("execute_result", content)
+            shell: Any = self.shell
+            shell.emit("execute_result", content)
         self.log_output(data)
 
 
@@ -67,6 +68,8 @@ class EngineShell(InteractiveShell):
 
     #: the output of the running request; None between requests
     output: RequestOutput | None = None
+    #: the lines of the traceback shown last
+    last_traceback: list[str]
     #: whether the shell's namespace is this process's ``__main__``
     is_main = True
 
@@ -92,8 +95,6 @@ class EngineShell(InteractiveShell):
     def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
         # IPython's hook for frontends: the traceback travels in the reply
         self.last_traceback = list(stb)
-
-    last_traceback: list[str] = []
 
     def ask_exit(self) -> None:
         """``exit`` in a cell: say how an engine is ended."""
@@ -147,12 +148,12 @@ def make_shell(*, is_main: bool) -> EngineShell:
     if is_main:
         shell = EngineShell.instance(config=config, user_module=module)
         # get_ipython() and subclasses' instance() find it under any class
-        InteractiveShell._instance = shell
+        InteractiveShell._instance = shell  # type: ignore[assignment]
     else:
         cls = type("EngineShell", (EngineShell,), {"is_main": False})
         shell = cls(config=config, user_module=module)
     if is_main:
-        builtins.input = _no_input
+        builtins.input = _no_input  # type: ignore[assignment]
     return shell
 
 

@@ -53,6 +53,8 @@ class CannedObject:
         What may travel beside the pickle.
     """
 
+    buffers: list[Any]
+
     def __init__(self, obj: Any) -> None:
         head, *self.buffers = dumps(obj)
         self.pickled = bytes(head)

@@ -109,7 +109,7 @@ def _cell_content(cell: types.CellType) -> Any:
 
 
 def _set_function_state(function: types.FunctionType, state: dict[str, Any]) -> None:
-    for cell, content in zip(function.__closure__ or (), state.pop("closure")):
+    for cell, content in zip(function.__closure__ or (), state.pop("closure"), strict=True):
         if content is not _EMPTY:
             cell.cell_contents = content
     function.__dict__.update(state.pop("dict"))
@@ -324,9 +324,8 @@ def _explain(obj: Any, name: str, error: Exception) -> SerializationError:
 
 def _type_name(obj: Any) -> str:
     cls = type(obj)
-    return (
-        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    )
+    prefix = "" if cls.__module__ == "builtins" else f"{cls.__module__}."
+    return prefix + cls.__qualname__
 
 
 def _find_culprit(obj: Any, path: str, depth: int) -> tuple[str, Any]:
@@ -348,7 +347,7 @@ def _parts(obj: Any, path: str) -> Iterator[tuple[Any, str]]:
         for index, value in enumerate(obj):
             yield value, f"{path}[{index}]"
     elif isinstance(obj, types.FunctionType):
-        for variable, cell in zip(obj.__code__.co_freevars, obj.__closure__ or ()):
+        for variable, cell in zip(obj.__code__.co_freevars, obj.__closure__ or (), strict=True):
             yield _cell_content(cell), f"{path}: closure variable {variable!r}"
         for index, value in enumerate(obj.__defaults__ or ()):
             yield value, f"{path}: default argument {index}"

@@ -82,7 +82,7 @@ def test_a_closed_client_leaves_nothing(rc: ipp.Client, cluster: Any) -> None:
     other.load_balanced_view().map_sync(lambda x: x, range(3))
     other.close()
     other.close()
-    wait_until(lambda: all(now <= then for now, then in zip(state(), before)))
+    wait_until(lambda: all(now <= then for now, then in zip(state(), before, strict=True)))
     with pytest.raises(error.EngineError, match="closed"):
         other[:].apply_sync(lambda: 1)
 

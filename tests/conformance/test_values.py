@@ -186,7 +186,7 @@ def test_scatter_and_gather(rc: ipp.Client) -> None:
 def test_what_cannot_be_pickled_is_named(e0: ipp.DirectView) -> None:
     with pytest.raises(error.SerializationError, match=r"'k'\]\[1\].*lock"):
         e0.apply_sync(lambda x: x, {"k": [0, threading.Lock()]})
-    with pytest.raises(ipp.RemoteError, match="SerializationError.*the result.*lock"):
+    with pytest.raises(ipp.RemoteError, match=r"SerializationError.*the result.*lock"):
         e0.apply_sync(lambda: __import__("threading").Lock())
     assert e0.apply_sync(lambda: "still there") == "still there"
 
