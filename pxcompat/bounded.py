@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, MutableMapping
+from typing import Generic, TypeVar
 
 __all__ = ["BoundedDict", "BoundedList"]
 
@@ -34,19 +34,12 @@ class BoundedDict(MutableMapping[str, T]):
     ----------
     max_count : int
     max_bytes : int, optional
-    size : callable, optional
-        Size in bytes of a value when it is put in.
+        Of the values whose size :meth:`put` was told.
     """
 
-    def __init__(
-        self,
-        max_count: int,
-        max_bytes: int | None = None,
-        size: Callable[[Any], int] = lambda value: 0,
-    ) -> None:
+    def __init__(self, max_count: int, max_bytes: int | None = None) -> None:
         self.max_count = max_count
         self.max_bytes = max_bytes
-        self._size = size
         self._items: OrderedDict[str, tuple[T, int]] = OrderedDict()
         self._nbytes = 0
 
@@ -54,8 +47,11 @@ class BoundedDict(MutableMapping[str, T]):
         return self._items[key][0]
 
     def __setitem__(self, key: str, value: T) -> None:
+        self.put(key, value, 0)
+
+    def put(self, key: str, value: T, size: int) -> None:
+        """Set an item of so many bytes."""
         self._discard(key)
-        size = self._size(value)
         self._items[key] = value, size
         self._nbytes += size
         while len(self._items) > self.max_count or (

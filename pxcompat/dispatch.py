@@ -48,9 +48,7 @@ class Results(MutableMapping[str, Any]):
     """
 
     def __init__(self) -> None:
-        self.futures: BoundedDict[MessageFuture] = BoundedDict(
-            MAX_RESULTS, MAX_RESULT_BYTES, lambda future: future.nbytes
-        )
+        self.futures: BoundedDict[MessageFuture] = BoundedDict(MAX_RESULTS, MAX_RESULT_BYTES)
 
     def __getitem__(self, msg_id: str) -> Any:
         return self.futures[msg_id].value()
@@ -372,7 +370,8 @@ class Dispatcher:
             self._end(future, key, "ok", lambda: future.finish_value(result))
         else:
             frames = reply.result or []
-            self._end(future, key, "ok", lambda: future.finish(frames, serialize.loads))
+            nbytes = sum(memoryview(frame).nbytes for frame in frames)
+            self._end(future, key, "ok", lambda: future.finish(frames, serialize.loads), nbytes)
 
     def _with_id(self, content: dict[str, Any], key: str | None) -> dict[str, Any]:
         info = dict(content.get("engine_info") or {})
@@ -381,7 +380,12 @@ class Dispatcher:
         return {**content, "engine_info": info}
 
     def _end(
-        self, future: MessageFuture, key: str | None, status: str, finish: Callable[[], None]
+        self,
+        future: MessageFuture,
+        key: str | None,
+        status: str,
+        finish: Callable[[], None],
+        nbytes: int = 0,
     ) -> None:
         msg_id = future.msg_id
         with self.lock:
@@ -392,7 +396,7 @@ class Dispatcher:
                     self.by_engine[where].discard(msg_id)
             self.outcomes[msg_id] = status, key or future.metadata["engine_uuid"]
             # before the future is done: its AsyncResult may forget it again at once
-            self.results.futures[msg_id] = future
+            self.results.futures.put(msg_id, future, nbytes)
         future.held = None
         _complete(future.sent)
         finish()

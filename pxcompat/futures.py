@@ -145,12 +145,6 @@ class MessageFuture(Future[Any]):
             # an interrupt gets past this, and the result can be asked for again
             self._decode = self._frames = None
 
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes of the result while it is still pickled; else 0."""
-        with self._lock:
-            return sum(len(f) for f in self._frames) if self._frames else 0
-
     def listen(self, listener: Listener, replay: Callable[[Metadata], None]) -> Callable[[], None]:
         """Hear every output event from now on, after ``replay(metadata)`` of the past.
 
