@@ -1,17 +1,21 @@
-"""A client without a cluster: its engines are namespaces in this process."""
+"""A client without a cluster, whose engines are namespaces in this process; and a backend
+without engines, which notes what it is asked and says what a test has it say."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pxcompat import engine, serialize
+from pxcompat.dispatch import Dispatcher
 from pxcompat.error import InvalidEngineId, NoEnginesRegistered, RemoteError
 from pxcompat.futures import MessageFuture, Metadata
+from pxcompat.protocol import Capabilities, EngineInfo, Frames, Reply, Request
 
 
 class FakeClient:
@@ -123,3 +127,70 @@ def client() -> Iterator[FakeClient]:
     """A fake client with three engines; pickling is by default rules afterwards."""
     yield FakeClient(3)
     serialize.use_pickle()
+
+
+class Held:
+    """A handle: frames that the fake backend holds."""
+
+    def __init__(self, frames: Frames) -> None:
+        self.nbytes = sum(memoryview(frame).nbytes for frame in frames)
+
+
+class FakeBackend:
+    """A backend whose engines do nothing by themselves."""
+
+    name = "fake"
+    capabilities = Capabilities(put_threshold=1000)
+
+    def __init__(self) -> None:
+        self.sink = Dispatcher()
+        self.sink.backend = self  # type: ignore[assignment]
+        #: (engine, request), and (candidates, request) of balanced ones, in the order sent
+        self.sent: list[tuple[str, Request]] = []
+        self.balanced: list[tuple[Sequence[str] | None, Request]] = []
+        self.held: list[Held] = []
+        #: what was asked, and who answers: question -> function of engine and arguments
+        self.asked: list[tuple[str | None, str, Mapping[str, Any]]] = []
+        self.answers: dict[str, Callable[[str | None, Mapping[str, Any]], Any]] = {}
+
+    def engines(self, *keys: str) -> None:
+        """Have engines come up, with ids from 0."""
+        for key in keys:
+            self.sink.engine_up(EngineInfo(key, len(self.sink.ids), 1, "here"))
+
+    def send(self, key: str, requests: Sequence[Request]) -> None:
+        self.sent.extend((key, request) for request in requests)
+
+    def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
+        self.balanced.extend((candidates, request) for request in requests)
+
+    def put(self, frames: Frames, keys: Sequence[str]) -> Held:
+        self.held.append(Held(frames))
+        return self.held[-1]
+
+    def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
+        self.asked.append((key, op, args))
+        answer: Future[Any] = Future()
+        try:
+            answer.set_result(self.answers[op](key, args))
+        except Exception as error:
+            answer.set_exception(error)
+        return answer
+
+    def ok(self, msg_id: str, value: Any = None, *, engine: str = "a", **more: Any) -> None:
+        """An engine has a result."""
+        result = serialize.dumps(value)
+        self.sink.reply(Reply(msg_id, "ok", engine, 1.0, 2.0, result, **more))
+
+    def error(self, msg_id: str, ename: str = "ValueError", *, engine: str | None = "a") -> None:
+        """An engine has an error."""
+        content = {"ename": ename, "evalue": "no", "traceback": [], "engine_info": {}}
+        self.sink.reply(Reply(msg_id, "error", engine, content=content))
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    """A backend with the engines ``a`` (0) and ``b`` (1), and a Dispatcher as its sink."""
+    backend = FakeBackend()
+    backend.engines("a", "b")
+    return backend
