@@ -1,0 +1,290 @@
+"""When and where balanced requests may run: dependencies, retries, timeouts, aborting."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, ClassVar
+
+import pytest
+
+from pxcompat import serialize
+from pxcompat.balance import Balancer
+from pxcompat.dependency import Dependency
+from pxcompat.error import RemoteError, TaskAborted
+from pxcompat.futures import MessageFuture
+
+CALL = (serialize.dumps(len), serialize.dumps((("abc",), {})))
+
+
+class Timer:
+    """A threading.Timer that a test fires."""
+
+    made: ClassVar[list[Timer]] = []
+
+    def __init__(self, seconds: float, function: Any, args: list[Any]) -> None:
+        self.fire = lambda: function(*args)
+        self.seconds = seconds
+        self.cancelled = False
+        Timer.made.append(self)
+
+    def start(self) -> None: ...
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@pytest.fixture
+def balancer(backend, monkeypatch) -> Balancer:
+    monkeypatch.setattr(threading, "Timer", Timer)
+    Timer.made.clear()
+    # nobody else's requests
+    backend.answers["query"] = lambda key, args: []
+    return Balancer(backend.sink)
+
+
+def submit(balancer: Balancer, n: int = 1, **options: Any) -> list[MessageFuture]:
+    given = dict.fromkeys(("targets", "after", "follow", "timeout", "header"))
+    given |= {"label": "len", "map": False, "retries": 0, **options}
+    return balancer.submit([CALL] * n, **given)
+
+
+def error_of(future: MessageFuture) -> str:
+    error = future.exception(0)
+    assert isinstance(error, RemoteError)
+    return error.ename
+
+
+# -- placing ------------------------------------------------------------------------
+
+
+def test_simple_calls_go_to_the_scheduler_at_once(backend, balancer):
+    futures = submit(balancer, 3)
+    assert [(where, r.msg_id) for where, r in backend.balanced] == [
+        (None, f.msg_id) for f in futures
+    ]
+    submit(balancer, targets=["b"])
+    assert backend.balanced[-1][0] == ["b"]
+    assert balancer.knows(futures[0].msg_id)
+    backend.ok(futures[0].msg_id, 3)
+    assert futures[0].result(0) == 3 and futures[0].metadata["engine_id"] == 0
+    assert not balancer.knows(futures[0].msg_id)
+
+
+def test_the_header_keeps_what_the_user_said(backend, balancer):
+    (first,) = submit(balancer)
+    submit(balancer, after=Dependency(first.msg_id), retries=2, header={"label": "mine"})
+    backend.ok(first.msg_id)
+    header = backend.balanced[-1][1].header
+    assert (header["after"], header["retries"], header["label"]) == ([first.msg_id], 2, "mine")
+
+
+# -- dependencies -------------------------------------------------------------------
+
+
+def test_after_waits_for_all(backend, balancer):
+    one, other = submit(balancer, 2)
+    (last,) = submit(balancer, after=Dependency([one.msg_id, other.msg_id]))
+    assert last.msg_id not in [r.msg_id for _, r in backend.balanced]
+    backend.ok(one.msg_id)
+    assert last.msg_id not in [r.msg_id for _, r in backend.balanced]
+    backend.ok(other.msg_id)
+    assert backend.balanced[-1] == (None, backend.balanced[-1][1])
+    assert backend.balanced[-1][1].msg_id == last.msg_id
+
+
+def test_after_any(backend, balancer):
+    one, other = submit(balancer, 2)
+    (last,) = submit(balancer, after=Dependency([one.msg_id, other.msg_id], all=False))
+    backend.ok(other.msg_id)
+    assert backend.balanced[-1][1].msg_id == last.msg_id
+
+
+def test_after_a_direct_request(backend, balancer):
+    (direct,) = backend.sink.apply(["b"], *CALL, label="len")
+    submit(balancer, after=Dependency(direct.msg_id))
+    assert not backend.balanced
+    backend.ok(direct.msg_id, engine="b")
+    assert len(backend.balanced) == 1
+
+
+def test_what_ended_before_is_met_at_once(backend, balancer):
+    (first,) = submit(balancer)
+    backend.ok(first.msg_id)
+    (last,) = submit(balancer, after=Dependency(first.msg_id))
+    assert backend.balanced[-1][1].msg_id == last.msg_id
+
+
+def test_a_failure_makes_a_dependency_impossible(backend, balancer):
+    (first,) = submit(balancer)
+    (last,) = submit(balancer, after=Dependency(first.msg_id))
+    (anyway,) = submit(balancer, after=Dependency(first.msg_id, failure=True))
+    backend.error(first.msg_id)
+    assert error_of(last) == "ImpossibleDependency"
+    assert backend.balanced[-1][1].msg_id == anyway.msg_id
+    assert last.output.done() and not balancer.knows(last.msg_id)
+
+
+def test_follow_goes_where_the_other_ran(backend, balancer):
+    (first,) = submit(balancer)
+    submit(balancer, follow=Dependency(first.msg_id))
+    backend.ok(first.msg_id, engine="b")
+    assert backend.balanced[-1][0] == ["b"]
+
+
+def test_follow_two_that_ran_apart_is_impossible(backend, balancer):
+    one, other = submit(balancer, 2)
+    both = [one.msg_id, other.msg_id]
+    (never,) = submit(balancer, follow=Dependency(both))
+    (either,) = submit(balancer, follow=Dependency(both, all=False))
+    backend.ok(one.msg_id, engine="a")
+    backend.ok(other.msg_id, engine="b")
+    assert error_of(never) == "ImpossibleDependency"
+    assert backend.balanced[-1][1].msg_id == either.msg_id
+
+
+def test_follow_outside_of_the_targets_is_impossible(backend, balancer):
+    (first,) = submit(balancer)
+    (never,) = submit(balancer, follow=Dependency(first.msg_id), targets=["a"])
+    backend.ok(first.msg_id, engine="b")
+    assert error_of(never) == "ImpossibleDependency"
+
+
+def test_a_dependency_that_nobody_knows_is_invalid(backend, balancer):
+    futures = submit(balancer, 2, after=Dependency("of nobody"))
+    assert [error_of(f) for f in futures] == ["InvalidDependency"] * 2
+    assert {key for key, op, _ in backend.asked if op == "query"} == {"a", "b"}
+
+
+def test_another_clients_request_can_be_waited_for(backend, balancer):
+    status = "running"
+    backend.answers["query"] = lambda key, args: (
+        [{"status": status, "engine_uuid": "b"}] if key == "b" else []
+    )
+    submit(balancer, follow=Dependency("theirs"))
+    assert not backend.balanced
+    status = "ok"
+    backend.sink.on_change()
+    assert backend.balanced[-1][0] == ["b"]
+
+
+# -- retries ------------------------------------------------------------------------
+
+
+def test_a_retry_avoids_the_engine_that_failed(backend, balancer):
+    (future,) = submit(balancer, retries=1)
+    assert backend.balanced[-1][0] is None
+    backend.error(future.msg_id, engine="a")
+    assert not future.done()
+    assert backend.balanced[-1][0] == ["b"]
+    backend.ok(future.msg_id, 5, engine="b")
+    assert future.result(0) == 5
+
+
+def test_retries_end_with_the_error(backend, balancer):
+    (future,) = submit(balancer, retries=1)
+    backend.error(future.msg_id, "KeyError", engine="a")
+    backend.error(future.msg_id, "ZeroDivisionError", engine="b")
+    assert error_of(future) == "ZeroDivisionError"
+
+
+def test_more_retries_than_engines_end_with_the_last_error(backend, balancer):
+    (future,) = submit(balancer, retries=9)
+    backend.error(future.msg_id, "KeyError", engine="a")
+    backend.error(future.msg_id, "ZeroDivisionError", engine="b")
+    assert error_of(future) == "ZeroDivisionError"
+    assert len(backend.balanced) == 2
+
+
+def test_a_refusal_moves_a_call_on_until_every_engine_has_refused(backend, balancer):
+    (future,) = submit(balancer)
+    backend.error(future.msg_id, "UnmetDependency", engine="b")
+    assert backend.balanced[-1][0] == ["a"]
+    backend.error(future.msg_id, "UnmetDependency", engine="a")
+    assert error_of(future) == "ImpossibleDependency"
+
+
+def test_a_call_without_retries_fails_once(backend, balancer):
+    (future,) = submit(balancer)
+    backend.error(future.msg_id)
+    assert error_of(future) == "ValueError"
+    assert len(backend.balanced) == 1
+
+
+def test_an_error_of_no_engine_is_not_retried(backend, balancer):
+    (future,) = submit(balancer, retries=3)
+    backend.error(future.msg_id, "EngineError", engine=None)
+    assert error_of(future) == "EngineError"
+
+
+# -- timeouts -----------------------------------------------------------------------
+
+
+def test_a_timeout_ends_the_wait_for_dependencies(backend, balancer):
+    (first,) = submit(balancer)
+    (late,) = submit(balancer, after=Dependency(first.msg_id), timeout=0.5)
+    (timer,) = Timer.made
+    assert timer.seconds == 0.5
+    timer.fire()
+    assert error_of(late) == "TaskTimeout"
+    backend.ok(first.msg_id)
+    assert late.msg_id not in [r.msg_id for _, r in backend.balanced]
+
+
+def test_a_timeout_is_about_waiting_not_about_running(backend, balancer):
+    (future,) = submit(balancer, timeout=0.5)
+    Timer.made[0].fire()
+    assert not future.done()
+    backend.ok(future.msg_id, 1)
+    assert future.result(0) == 1
+
+
+def test_with_a_timeout_retries_wait_for_an_engine_to_come(backend, balancer):
+    (future,) = submit(balancer, retries=5, timeout=0.5)
+    backend.error(future.msg_id, engine="a")
+    backend.error(future.msg_id, engine="b")
+    assert not future.done()
+    backend.engines("c")
+    assert backend.balanced[-1][0] == ["c"]
+    backend.error(future.msg_id, engine="c")
+    Timer.made[0].fire()
+    assert error_of(future) == "TaskTimeout"
+
+
+def test_a_timer_ends_with_its_call(backend, balancer):
+    (future,) = submit(balancer, timeout=0.5)
+    backend.ok(future.msg_id)
+    assert Timer.made[0].cancelled
+
+
+# -- aborting and closing -----------------------------------------------------------
+
+
+def test_what_waits_is_aborted_without_asking_the_backend(backend, balancer):
+    placed, other = submit(balancer, 2)
+    (waiting,) = submit(balancer, after=Dependency(other.msg_id))
+    ids = [placed.msg_id, waiting.msg_id, "of nobody"]
+    assert balancer.cancel_waiting(ids) == [waiting.msg_id]
+    with pytest.raises(TaskAborted):
+        waiting.result(0)
+    assert not placed.done()
+    # kept, so that it can be submitted again
+    assert backend.sink.unsent[waiting.msg_id].arguments == CALL[1]
+    backend.ok(other.msg_id)
+    assert waiting.msg_id not in [r.msg_id for _, r in backend.balanced]
+
+
+def test_a_dead_engine_is_not_a_candidate(backend, balancer):
+    backend.engines("c")
+    (future,) = submit(balancer, retries=1)
+    backend.sink.engine_down("b", "killed")
+    backend.error(future.msg_id, engine="a")
+    assert backend.balanced[-1][0] == ["c"]
+
+
+def test_close_forgets_what_waits(backend, balancer):
+    (first,) = submit(balancer)
+    submit(balancer, after=Dependency(first.msg_id), timeout=9)
+    balancer.close()
+    assert Timer.made[0].cancelled
+    backend.ok(first.msg_id)
+    assert len(backend.balanced) == 1
