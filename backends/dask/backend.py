@@ -20,7 +20,7 @@ from distributed import Client
 from distributed.comm.core import connect
 from distributed.protocol.serialize import Serialized
 
-from pxcompat.error import BackendError, ConnectError, EngineError
+from pxcompat.error import BackendError, ConnectError, ConnectionFileError, EngineError
 from pxcompat.protocol import (
     Capabilities,
     EngineInfo,
@@ -97,6 +97,24 @@ class _Engine(_Line):
         self.reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
 
+class _Client(Client):
+    """Dask's client, which leaves nothing behind when it cannot connect."""
+
+    def start(self, **kwargs: Any) -> None:
+        try:
+            super().start(**kwargs)
+        except BaseException:
+            # Its own __del__ would stop its thread, or try to: whenever the garbage collector
+            # comes by, under a lock that may be held, and not at all when it closed itself.
+            self.close(timeout=1)
+            self._loop_runner.stop()
+            raise
+
+    async def _start(self, timeout: float, **kwargs: Any) -> Any:
+        # its own timeout does not cover the greeting, which a scheduler that hangs never says
+        return await asyncio.wait_for(super()._start(timeout=timeout, **kwargs), timeout + 0.5)
+
+
 class DaskBackend:
     """:class:`pxcompat.protocol.Backend` on Dask.
 
@@ -139,6 +157,7 @@ class DaskBackend:
 
     def open(self, sink: EventSink, *, timeout: float = 5) -> None:
         self.sink = sink
+        self._timeout = timeout
         if self._owns_client:
             self._client = self._connect(timeout)
         try:
@@ -151,15 +170,29 @@ class DaskBackend:
 
     def _security(self) -> Any:
         given = self._info.get("security_object")
-        return given if given is not None else security_of(self._info.get("security") or {})
+        if given is not None:
+            return given
+        try:
+            security = security_of(self._info.get("security") or {})
+            security.get_connection_args("client")  # reads them
+        except (KeyError, OSError, ValueError) as error:
+            raise ConnectError(
+                f"the credentials for the Dask scheduler at {self._info['address']} are damaged "
+                f"(stage: reading the credentials); restart the cluster for new ones "
+                f"({_reasons(error)})"
+            ) from error
+        return security
 
     def _connect(self, timeout: float) -> Client:
-        address = self._info["address"]
+        address = self._info.get("address")
+        if not address:
+            raise ConnectionFileError("the connection info of a Dask cluster has no 'address'")
+        security = self._security()
         try:
             with dask.config.set({"distributed.comm.timeouts.connect": f"{timeout}s"}):
-                return Client(
+                return _Client(
                     address,
-                    security=self._security(),
+                    security=security,
                     timeout=timeout,
                     set_as_default=False,
                     name="pxcompat",
@@ -167,8 +200,10 @@ class DaskBackend:
         except (OSError, TimeoutError, asyncio.TimeoutError, ValueError, TypeError) as error:
             reasons = _reasons(error)
             hint = "is it running, and reachable from here?"
-            if "ssl" in reasons.lower() or "tls" in reasons.lower() or "certificate" in reasons:
+            if any(word in reasons.lower() for word in ("ssl", "tls", "certificate")):
                 hint = "are these its credentials? Its connection file has them."
+            elif "reset" in reasons.lower() and str(address).startswith("tcp:"):
+                hint = "does it speak TLS? Then use its connection file, which has credentials."
             raise ConnectError(
                 f"no answer from the Dask scheduler at {address} within {timeout:g} s "
                 f"(stage: connecting to the scheduler); {hint} ({reasons})"
@@ -268,7 +303,13 @@ class DaskBackend:
         return None
 
     async def _meet_all(self, infos: Sequence[EngineInfo]) -> None:
-        await asyncio.gather(*(self._meet(info) for info in infos))
+        tasks = [self._background(self._meet(info)) for info in infos]
+        if tasks:
+            # one that hangs does not keep us from the others; it is there when it answers
+            _, hanging = await asyncio.wait(tasks, timeout=self._timeout / 2)
+            if hanging:
+                silent = [info.id for info, task in zip(infos, tasks) if task in hanging]
+                log.warning("engines %s do not answer; they are added when they do", silent)
         self._known.set()
 
     async def _meet(self, info: EngineInfo) -> None:
