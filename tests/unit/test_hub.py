@@ -1,0 +1,226 @@
+"""The record of work, put together from what engines answer."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from pxcompat import hub as hub_module
+from pxcompat.engine.records import Record, Records
+from pxcompat.error import EngineError, RemoteError, UnknownRequest
+from pxcompat.hub import Hub
+from pxcompat.protocol import Reply, Request
+
+
+@pytest.fixture
+def engines(backend, monkeypatch) -> dict[str, Records]:
+    """Records of the engines ``a`` and ``b``, which answer from them."""
+    monkeypatch.setattr(hub_module, "ARRIVAL", 0)  # nothing is on its way
+    remembered = {"a": Records(), "b": Records()}
+
+    def attach(key: str, args: Any) -> Any:
+        record = remembered[key].get(args["msg_id"])
+        if record is not None and record.reply is not None:
+            backend.sink.reply(record.reply)
+        return record.describe(key) if record else None
+
+    def recall(key: str, args: Any) -> Any:
+        record = remembered[key].get(args["msg_id"])
+        return record.request if record else None
+
+    backend.answers.update(
+        attach=attach,
+        recall=recall,
+        query=lambda key, args: remembered[key].query(args["query"], key),
+        purge=lambda key, args: remembered[key].purge(args["msg_ids"]),
+        unassigned=lambda key, args: [],
+    )
+    return remembered
+
+
+@pytest.fixture
+def hub(backend, engines) -> Hub:
+    return Hub(backend.sink)
+
+
+def put(
+    records: Records, msg_id: str, submitted: float, reply: Reply | None = None, **header: Any
+) -> Record:
+    header = {"client": "them", "submitted": submitted, **header}
+    record = Record(Request(msg_id, "apply", "f", {}, [b"f"], [b"a"], header))
+    records.add(record)
+    if reply is not None:
+        record.started, record.reply = submitted + 1, reply
+        records.finish(record)
+    return record
+
+
+def ok(msg_id: str, value: Any = None) -> Reply:
+    from pxcompat import serialize
+
+    return Reply(msg_id, "ok", "b", 11.0, 12.0, serialize.dumps(value))
+
+
+# -- results ------------------------------------------------------------------------
+
+
+def test_another_clients_result(backend, engines, hub):
+    put(engines["b"], "x", 10.0, ok("x", 42), label="theirs", after=["w"])
+    (future,) = hub.fetch(["x"])
+    assert future.result(0) == 42
+    md = future.metadata
+    assert (md["engine_id"], md["engine_uuid"], md["label"]) == (1, "b", "theirs")
+    assert (md["after"], md["submitted"].timestamp()) == (["w"], 10.0)
+    # what another client received, it received when it was complete
+    assert md["received"] == md["completed"] == datetime.fromtimestamp(12.0, timezone.utc)
+
+
+def test_a_request_that_is_on_no_engine_yet(backend, engines, hub):
+    backend.answers["unassigned"] = lambda key, args: ["x"]
+    (future,) = hub.fetch(["x"])
+    assert not future.done()
+    backend.ok("x", 1, engine="a")
+    assert future.result(0) == 1
+
+
+def test_an_unknown_request_leaves_nothing_behind(backend, engines, hub):
+    put(engines["b"], "x", 10.0)
+    with pytest.raises(UnknownRequest, match="'nope'") as caught:
+        hub.fetch(["x", "nope"])
+    assert isinstance(caught.value, RemoteError) and caught.value.ename == "KeyError"
+    assert not backend.sink.outstanding
+
+
+def test_a_dead_engine_is_left_out(backend, engines, hub):
+    put(engines["b"], "x", 10.0)
+
+    def query(key: str, args: Any) -> Any:
+        if key == "a":
+            raise EngineError("it died")
+        return engines[key].query(args["query"], key)
+
+    backend.answers["query"] = query
+    assert hub.history() == ["x"]
+
+
+# -- records ------------------------------------------------------------------------
+
+
+def test_queries_go_to_every_engine_and_are_in_order(engines, hub):
+    put(engines["b"], "second", 20.0)
+    put(engines["a"], "first", 10.0)
+    put(engines["a"], "third", 30.0)
+    assert [row["msg_id"] for row in hub.query({}, None)] == ["first", "second", "third"]
+    assert hub.history() == ["first", "second", "third"]
+
+
+def test_rows_have_datetimes_and_no_internals(engines, hub):
+    put(engines["a"], "x", 10.0, ok("x"), balanced=True)
+    (row,) = hub.query({"msg_id": "x"}, None)
+    assert row["submitted"] == datetime.fromtimestamp(10.0, timezone.utc)
+    assert row["completed"] == datetime.fromtimestamp(12.0, timezone.utc)
+    assert row["header"]["date"] == row["submitted"]
+    assert not {"client", "balanced", "submitted"} & set(row["header"])
+    assert row["queue"] == "task"
+
+
+def test_queries_by_time_and_by_set(engines, hub):
+    for n in range(3):
+        put(engines["a"], str(n), 10.0 * n)
+    middle = datetime.fromtimestamp(10.0, timezone.utc)
+    assert hub.query({"submitted": {"$gt": middle}}, ["msg_id"]) == [{"msg_id": "2"}]
+    rows = hub.query({"msg_id": {"$in": {"0", "1"}}}, ["status"])
+    assert rows == [{"msg_id": "0", "status": "queued"}, {"msg_id": "1", "status": "queued"}]
+
+
+def test_a_bad_operator_is_not_even_asked(backend, hub):
+    with pytest.raises(ValueError, match="nope"):
+        hub.query({"n": {"$nope": 1}}, None)
+    assert not backend.asked
+
+
+def test_the_history_has_what_was_aborted_before_it_was_sent(backend, engines, hub):
+    put(engines["a"], "late", 20.0)
+    header = {"submitted": 10.0}
+    backend.sink.unsent["early"] = Request("early", "apply", "f", header=header)
+    assert hub.history() == ["early", "late"]
+    hub.purge(["early"], ["a", "b"])
+    assert hub.history() == ["late"]
+
+
+def test_purging(engines, hub):
+    for n in range(3):
+        put(engines["a"], str(n), float(n), ok(str(n)))
+    hub.purge(["0", "unknown"], ["a", "b"])
+    assert hub.history() == ["1", "2"]
+    hub.purge(None, ["b"])
+    assert hub.history() == ["1", "2"]
+    hub.purge(None, ["a"])
+    assert hub.history() == []
+
+
+# -- resubmitting -------------------------------------------------------------------
+
+
+def test_resubmitting_sends_a_copy(engines, hub):
+    original = put(engines["b"], "x", 10.0, ok("x")).request
+    sent: list[Request] = []
+    hub.resubmit(["x"], sent.append)
+    assert sent[0] is not original and sent[0].header is not original.header
+    assert sent[0].arguments == original.arguments
+
+
+def test_what_was_never_sent_can_be_resubmitted(backend, hub):
+    backend.sink.unsent["x"] = Request("x", "apply", "f", arguments=[b"a"])
+    sent: list[Request] = []
+    hub.resubmit(["x"], sent.append)
+    assert sent[0].arguments == [b"a"]
+
+
+def test_all_or_nothing_is_resubmitted(engines, hub):
+    put(engines["a"], "x", 10.0, ok("x"))
+    forgetful = put(engines["a"], "large", 10.0, ok("large"))
+    forgetful.request.arguments = None
+    sent: list[Request] = []
+    with pytest.raises(UnknownRequest, match="nope"):
+        hub.resubmit(["x", "nope"], sent.append)
+    with pytest.raises(ValueError, match="'large' were too large"):
+        hub.resubmit(["x", "large"], sent.append)
+    assert not sent
+
+
+# -- states -------------------------------------------------------------------------
+
+
+def test_states(backend, engines, hub):
+    put(engines["a"], "queued", 1.0)
+    put(engines["a"], "running", 1.0).started = 2.0
+    put(engines["b"], "done", 1.0, ok("done"))
+    backend.answers["unassigned"] = lambda key, args: ["waiting"]
+    ids = ["queued", "running", "done", "waiting"]
+    assert hub.status(ids) == {
+        "queued": "queued",
+        "running": "running",
+        "done": "ok",
+        "waiting": "queued",
+    }
+    with pytest.raises(UnknownRequest, match="nope"):
+        hub.status([*ids, "nope"])
+
+
+def test_queues(backend, engines, hub):
+    backend.answers["unassigned"] = lambda key, args: ["t", "waiting"]
+    backend.answers["status"] = lambda key, args: {
+        "completed": 3,
+        "queue": ["q1", "q2"] if key == "a" else [],
+        "tasks": ["t"] if key == "b" else [],
+    }
+    assert hub.queue_status(["a", "b"], verbose=False) == {
+        0: {"queue": 2, "completed": 3, "tasks": 0},
+        1: {"queue": 0, "completed": 3, "tasks": 1},
+        "unassigned": 1,
+    }
+    verbose = hub.queue_status(["a", "b"], verbose=True)
+    assert verbose[0]["queue"] == ["q1", "q2"] and verbose["unassigned"] == ["waiting"]
