@@ -423,25 +423,11 @@ def _datetime(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, timezone.utc)
 
 
-def _overwritten(text: str) -> str:
-    """The text with what a carriage return overwrites taken out, as a terminal shows it."""
-    if "\r" not in text:
-        return text
-    lines = text.replace("\r\n", "\n").split("\n")
-    last = len(lines) - 1
-    shown = []
-    for number, line in enumerate(lines):
-        trailing = "\r" if number == last and line.endswith("\r") else ""
-        shown.append(line.rstrip("\r").rpartition("\r")[2] + trailing)
-    return "\n".join(shown)
-
-
 def _record(metadata: Metadata, event: OutputEvent) -> None:
     """Note an output event in a request's metadata."""
     content = event.content
     if event.type == "stream":
-        before, newline, line = metadata[content["name"]].rpartition("\n")
-        metadata[content["name"]] = before + newline + _overwritten(line + content["text"])
+        metadata.add_text(content["name"], content["text"])
     elif event.type == "display_data":
         metadata["outputs"].append({"output_type": "display_data", **content})
     elif event.type == "update_display_data":

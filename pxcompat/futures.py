@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, ValuesView
 from concurrent.futures import Future
 from typing import Any
 
@@ -27,6 +27,7 @@ class Metadata(dict[str, Any]):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        object.__setattr__(self, "_parts", {})
         super().__init__(
             msg_id=None,
             submitted=None,
@@ -50,6 +51,47 @@ class Metadata(dict[str, Any]):
         for key, value in dict(*args, **kwargs).items():
             self[key] = value
 
+    #: printed text that has not been looked at yet, by the name of its stream
+    _parts: dict[str, list[str]]
+
+    def add_text(self, stream: str, text: str) -> None:
+        """Add printed text; it is put together when somebody looks."""
+        self._parts.setdefault(stream, []).append(text)
+
+    def _put_together(self) -> None:
+        while self._parts:
+            stream, parts = self._parts.popitem()
+            before, newline, line = dict.__getitem__(self, stream).rpartition("\n")
+            super().__setitem__(stream, before + newline + _overwritten(line + "".join(parts)))
+
+    def __getitem__(self, key: str) -> Any:
+        if self._parts:
+            self._put_together()
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+    def items(self) -> ItemsView[str, Any]:
+        self._put_together()
+        return super().items()
+
+    def values(self) -> ValuesView[Any]:
+        self._put_together()
+        return super().values()
+
+    def copy(self) -> dict[str, Any]:
+        self._put_together()
+        return super().copy()
+
+    def __eq__(self, other: object) -> bool:
+        self._put_together()
+        return super().__eq__(other)
+
+    def __repr__(self) -> str:
+        self._put_together()
+        return super().__repr__()
+
     def __getattr__(self, key: str) -> Any:
         try:
             return self[key]
@@ -65,7 +107,21 @@ class Metadata(dict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         if key not in self:
             raise KeyError(key)
+        self._parts.pop(key, None)
         super().__setitem__(key, value)
+
+
+def _overwritten(text: str) -> str:
+    """The text with what a carriage return overwrites taken out, as a terminal shows it."""
+    if "\r" not in text:
+        return text
+    lines = text.replace("\r\n", "\n").split("\n")
+    last = len(lines) - 1
+    shown = []
+    for number, line in enumerate(lines):
+        trailing = "\r" if number == last and line.endswith("\r") else ""
+        shown.append(line.rstrip("\r").rpartition("\r")[2] + trailing)
+    return "\n".join(shown)
 
 
 class MessageFuture(Future[Any]):

@@ -183,7 +183,7 @@ class DaskBackend:
             ) from error
         return security
 
-    def _connect(self, timeout: float) -> Client:
+    def _connect(self, timeout: float) -> Any:
         address = self._info.get("address")
         if not address:
             raise ConnectionFileError("the connection info of a Dask cluster has no 'address'")
@@ -271,16 +271,16 @@ class DaskBackend:
         await channel.run()
         self._registry.fail("its connection was lost")
         if not self._closed:
-            # the engines' own last words come first
+            # the engines' own last words come first; there is nobody to say why they ended
+            for engine in self._engines.values():
+                if not engine.reason.done():
+                    engine.reason.set_result("its cluster's scheduler is gone")
             tasks = [e.task for e in self._engines.values() if e.task is not None]
             if tasks:
                 await asyncio.wait(tasks, timeout=LAST_WORDS)
             self.sink.disconnected(
                 f"the connection to the Dask scheduler at {self._info['address']} was lost"
             )
-            if self._owns_client:
-                # it would try to reconnect, and log that it cannot
-                asyncio.get_running_loop().run_in_executor(None, self._client.close, 1)
 
     def _hear_registry(self, message: Message) -> Any:
         kind = message[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,10 @@ from .wire import Message
 __all__ = ["Channel", "ChannelClosed"]
 
 log = logging.getLogger("pxcompat.dask")
+
+
+#: messages that may wait to be written before who makes output has to wait
+ROOM = 1000
 
 
 class ChannelClosed(ConnectionError):
@@ -44,6 +49,7 @@ class Channel:
         self._outgoing: deque[tuple[Message, Callable[[], None] | None]] = deque()
         self._wake = asyncio.Event()
         self._scheduled = False
+        self._room = threading.Event()
         self.closed = asyncio.Event()
         # frames are not for Dask to look into, nor worth a thread to pass them on
         comm.deserialize = False
@@ -69,6 +75,12 @@ class Channel:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon_threadsafe(self._wake.set)
+
+    def wait_for_room(self) -> None:
+        """Wait while a good deal is waiting to be written.  Not on the loop."""
+        while len(self._outgoing) > ROOM and not self.closed.is_set():
+            self._room.clear()
+            self._room.wait(0.1)
 
     async def run(self) -> None:
         """Read and write until either side closes."""
@@ -103,6 +115,7 @@ class Channel:
                     continue
                 await self._comm.write(batch, on_error="raise")
                 await self._flushed()
+                self._room.set()
                 for on_sent in sent:
                     on_sent()
         except (CommClosedError, OSError):

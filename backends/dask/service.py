@@ -74,8 +74,9 @@ class EngineThreadPoolExecutor(concurrent.futures.Executor):
 class _Peer:
     """A client as the engine sees it: the Origin of its requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop_thread: int) -> None:
         self._lock = threading.Lock()
+        self._loop_thread = loop_thread
         self._channel: Channel | None = None
         self._backlog: deque[Message] = deque(maxlen=BACKLOG)
 
@@ -104,7 +105,10 @@ class _Peer:
             written.wait(1)
 
     def output(self, msg_id: str, event: OutputEvent) -> None:
-        self.tell(pack_output(msg_id, event))
+        if self.tell(pack_output(msg_id, event)):
+            channel = self._channel
+            if channel is not None and threading.get_ident() != self._loop_thread:
+                channel.wait_for_room()  # who prints faster than the network has to wait
 
     def reply(self, reply: Reply) -> None:
         self.tell(pack_reply(reply))
@@ -126,6 +130,7 @@ class Service:
         self.engine = engine
         engine.native = worker
         self.loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         self._channels: set[Channel] = set()
         self._blobs: dict[str, Frames] = {}
@@ -154,7 +159,7 @@ class Service:
         """The Origin of a client's requests, connected or not yet."""
         peer = self._peers.get(client)
         if peer is None:
-            peer = self._peers[client] = _Peer()
+            peer = self._peers[client] = _Peer(self._loop_thread)
             if len(self._peers) > 1024:
                 self._peers.popitem(last=False)
         return peer

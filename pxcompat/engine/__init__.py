@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .output import RequestOutput
     from .runtime import Engine
 
 __all__ = ["current", "namespace"]
@@ -44,6 +45,12 @@ def current() -> Engine:
     if engine is None:
         raise RuntimeError("this only works in code that runs on an engine")
     return engine
+
+
+def output_of_thread() -> RequestOutput | None:
+    """The output of the request that this very thread runs, if it is an engine's."""
+    engine = _current.engine
+    return engine.shell.output if engine is not None else None
 
 
 def namespace() -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..protocol import OutputEvent
 
-__all__ = ["Flusher", "RequestOutput", "Stream", "plain"]
+__all__ = ["Flusher", "RequestOutput", "Stream", "plain", "routed"]
 
 #: seconds for which printed text is collected into one event
 INTERVAL = 0.05
@@ -158,6 +160,40 @@ class Stream(io.TextIOBase):
             self._log.flush()
         else:
             output.flush()
+
+
+class _Routing:
+    """``sys.stdout`` and ``sys.stderr`` of a process that has engines on threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before: tuple[Any, Any] = (None, None)
+        self._ours: tuple[Any, Any] = (None, None)
+
+    @contextmanager
+    def __call__(self, current: Callable[[], RequestOutput | None]) -> Iterator[None]:
+        """Lead what engines' threads print to their requests, the rest to where it went."""
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._before = sys.stdout, sys.stderr
+                self._ours = (
+                    Stream("stdout", current, sys.stdout),
+                    Stream("stderr", current, sys.stderr),
+                )
+                sys.stdout, sys.stderr = self._ours
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users and (sys.stdout, sys.stderr) == self._ours:
+                    sys.stdout, sys.stderr = self._before
+
+
+#: for engines that share their process
+routed = _Routing()
 
 
 def plain(value: Any) -> Any:

@@ -136,8 +136,14 @@ class Records:
 
     def purge(self, msg_ids: Iterable[str] | None) -> int:
         """Forget finished requests, all of them when None; how many."""
-        wanted = list(self._finished) if msg_ids is None else list(msg_ids)
-        return sum(self.forget(msg_id) for msg_id in wanted)
+        if msg_ids is None:
+            # also those whose reply has just gone out and that are not yet noted as finished
+            done = [m for m, record in self._records.items() if record.reply is not None]
+            for msg_id in done:
+                self._nbytes -= self._finished.pop(msg_id, 0)
+                del self._records[msg_id]
+            return len(done)
+        return sum(self.forget(msg_id) for msg_id in msg_ids)
 
     def query(self, query: Mapping[str, Any], engine: str) -> list[dict[str, Any]]:
         """Descriptions of the requests that match (see :func:`matches`)."""

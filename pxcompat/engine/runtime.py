@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 from .. import serialize
 from ..protocol import OutputEvent, Reply, Request
-from . import set_current
+from . import output_of_thread, set_current
 from .failure import describe_failure
-from .output import Flusher, RequestOutput, Stream
+from .output import Flusher, RequestOutput, Stream, routed
 from .records import Record, Records, copied
 from .shell import EngineShell, make_shell, run_startup_files
 
@@ -157,7 +157,8 @@ class Engine:
     def _captured(self) -> Iterator[None]:
         """Take over stdout, stderr and SIGINT for as long as the loop runs."""
         if not self.own_process:
-            yield
+            with routed(output_of_thread):
+                yield
             return
         before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGINT)
         logs = {"stdout": sys.stdout, "stderr": sys.stderr}

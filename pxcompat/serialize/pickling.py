@@ -18,7 +18,8 @@ import pickle
 import sys
 import threading
 import types
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -137,17 +138,45 @@ def _reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
 # -- classes ----------------------------------------------------------------------
 
 
-def _resolve_class(qualname: str, by_value: bytes) -> type:
-    """The receiver's own class of that name, else the sender's, by value."""
-    found: Any = current_namespace()
+#: classes that came by value and were bound on this engine, so that their methods find
+#: them; a newer one of the name takes the place of an older
+_sent_classes: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+def _own_class(qualname: str) -> type | None:
+    """The receiver's own interactive class of that name."""
     first, *rest = qualname.split(".")
-    found = found.get(first)
+    found: Any = current_namespace().get(first)
     for part in rest:
         found = getattr(found, part, None)
-    if isinstance(found, type) and _is_interactive(found.__module__):
-        return found
-    cls: type = pickle.loads(by_value)
-    return cls
+    if not isinstance(found, type) or _is_sent(found):
+        return None
+    return found if _is_interactive(found.__module__) else None
+
+
+def _find_or_make_class(qualname: str, make: Callable[..., type], *args: Any) -> type:
+    """The receiver's own class of that name, else the sender's, still without its contents."""
+    own = _own_class(qualname)
+    if own is not None:
+        return own
+    made = make(*args)
+    scope = _context.namespace
+    if scope is not None and (qualname not in scope or _is_sent(scope[qualname])):
+        # old code says super(MyClass, self)
+        scope[qualname] = made
+        _sent_classes.add(made)
+    return made
+
+
+def _is_sent(obj: Any) -> bool:
+    return isinstance(obj, type) and obj in _sent_classes
+
+
+def _fill_class(cls: type, state: tuple[str, Callable[..., Any], Any]) -> None:
+    """Give the sender's class its contents; the receiver's own has its own."""
+    qualname, fill, contents = state
+    if cls is not _own_class(qualname):
+        fill(cls, contents)
 
 
 # -- picklers ---------------------------------------------------------------------
@@ -156,9 +185,8 @@ def _resolve_class(qualname: str, by_value: bytes) -> type:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle with ipyparallel's rules for functions and classes of ``__main__``."""
 
-    def __init__(self, file: io.BytesIO, buffer_callback: Any = None, root: type | None = None):
+    def __init__(self, file: io.BytesIO, buffer_callback: Any = None) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
-        self._root = root
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is types.FunctionType:
@@ -171,18 +199,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             # of no module at all, as namedtuple's methods are: with its own globals
             return super().reducer_override(obj)
         if isinstance(obj, type):
-            if obj is not self._root and _is_interactive(obj.__module__):
-                return (_resolve_class, (obj.__qualname__, _class_by_value(obj)))
+            by_value = super().reducer_override(obj)
+            if not _is_interactive(obj.__module__) or by_value is NotImplemented:
+                return by_value
+            # in two steps, as cloudpickle makes classes, which may contain each other
+            make, args, contents, _, _, fill = by_value
+            args = (obj.__qualname__, make, *args)
+            state = (obj.__qualname__, fill, contents)
+            return (_find_or_make_class, args, state, None, None, _fill_class)
         elif _is_readonly_array(obj):
             # arrays arrive writable, so what is sent must not be marked read-only
             return obj.copy().__reduce_ex__(5)
         return super().reducer_override(obj)
-
-
-def _class_by_value(cls: type) -> bytes:
-    file = io.BytesIO()
-    _Pickler(file, root=cls).dump(cls)
-    return file.getvalue()
 
 
 def _is_readonly_array(obj: Any) -> bool:

@@ -56,7 +56,15 @@ def nothing_is_left(ipython_dir: None) -> Iterator[None]:
     before = _leftovers()
     yield
     # threads of libraries that live as long as the process, asked for once
-    lasting = ("Dask-Offload", "IO loop", "asyncio_", "Profile", "TCP-Executor", "pytest_timeout")
+    lasting = (
+        "Dask-Offload",
+        "IO loop",
+        "asyncio_",
+        "Profile",
+        "TCP-Executor",
+        "pytest_timeout",
+        "tqdm_monitor",
+    )
 
     def left() -> set[str]:
         return {

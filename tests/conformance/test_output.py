@@ -74,6 +74,13 @@ def test_much_output_is_complete_and_in_order(e0: ipp.DirectView) -> None:
     assert ar.stdout.split() == [str(i) for i in range(20_000)]
 
 
+def test_output_waits_for_a_slow_network(e0: ipp.DirectView) -> None:
+    ar = e0.execute("for i in range(1500): print('x' * 70_000)", block=False)
+    ar.get(60)
+    assert ar.wait_for_output(PATIENCE)
+    assert len(ar.stdout) == 1500 * 70_001
+
+
 def test_a_carriage_return_overwrites_the_line(e0: ipp.DirectView) -> None:
     ar = e0.execute(r"print('one\rtwo'); print('a\rb', end='\r'); print('c')", block=False)
     ar.get(PATIENCE)

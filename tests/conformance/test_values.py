@@ -90,6 +90,35 @@ def test_classes_travel_by_value_unless_the_engine_has_them(
     assert e0.apply_sync(notebook["total"], child())[0] == "engine"
 
 
+def test_a_class_that_names_itself_travels_and_can_be_redefined(
+    e0: ipp.DirectView, notebook: dict[str, Any]
+) -> None:
+    source = (
+        "class Base:\n"
+        "  def value(self): return {}\n"
+        "class Child(Base):\n"
+        "  def value(self): return super(Child, self).value() + 1\n"
+        "def value(obj): return obj.value()\n"
+    )
+    define(notebook, source.format(1))
+    assert e0.apply_sync(notebook["value"], notebook["Child"]()) == 2
+    define(notebook, source.format(10))
+    assert e0.apply_sync(notebook["value"], notebook["Child"]()) == 11
+
+
+def test_classes_that_contain_each_other(e0: ipp.DirectView, notebook: dict[str, Any]) -> None:
+    define(
+        notebook,
+        "class Plugin:\n"
+        "  registry = []\n"
+        "  def __init_subclass__(cls): Plugin.registry.append(cls)\n"
+        "class Sub(Plugin):\n"
+        "  def who(self): return {c.__name__ for c in self.registry}\n"
+        "def who(obj): return obj.who()\n",
+    )
+    assert e0.apply_sync(notebook["who"], notebook["Sub"]()) == {"Sub"}
+
+
 def test_a_class_of_the_engine_comes_back(e0: ipp.DirectView, notebook: dict[str, Any]) -> None:
     e0.execute("class There:\n  v = 7\n  def get(self): return self.v\nt = There()")
     assert e0["t"].get() == 7
