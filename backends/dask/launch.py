@@ -116,9 +116,8 @@ class DaskProvider:
                 return None
             return self.connect({"backend": "dask", "address": target, "adopt": True, **options})
         # asked without importing: who has one of these has imported distributed
-        if type(target).__module__.partition(".")[0] not in ("distributed", "dask") and not hasattr(
-            target, "scheduler_address"
-        ):
+        modules = {cls.__module__.partition(".")[0] for cls in type(target).__mro__}
+        if not modules & {"distributed", "dask"} and not hasattr(target, "scheduler_address"):
             return None
         from .backend import DaskBackend
 
