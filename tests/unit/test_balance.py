@@ -181,6 +181,7 @@ def test_a_retry_avoids_the_engine_that_failed(backend, balancer):
 
 
 def test_retries_end_with_the_error(backend, balancer):
+    backend.engines("c")
     (future,) = submit(balancer, retries=1)
     backend.error(future.msg_id, "KeyError", engine="a")
     backend.error(future.msg_id, "ZeroDivisionError", engine="b")

@@ -291,8 +291,8 @@ def test_errors_name_closure_variables_and_defaults():
 
 
 def test_an_object_that_contains_itself_can_be_explained():
-    loop: list[Any] = [threading.Lock()]
-    loop.append(loop)
+    loop: list[Any] = []
+    loop += [loop, threading.Lock()]
     assert "of type" in lock_in(loop)
 
 
