@@ -190,6 +190,7 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
 
     import dask
     from distributed import Scheduler
+    from distributed.comm import get_address_host
     from distributed.security import Security
 
     from .registry import Registry
@@ -208,6 +209,7 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
             "tls_key": temporary.tls_client_key,
         }
     host = order["host"]
+    dashboard_address = options.get("dashboard_address") or f"{host}:8787"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the dashboard's usual port is taken
         scheduler = Scheduler(
@@ -215,7 +217,7 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
             port=options.get("port", 0),
             protocol="tls" if pems else "tcp",
             security=security_of(pems),
-            dashboard_address=options.get("dashboard_address") or f"{host}:8787",
+            dashboard_address=dashboard_address,
             dashboard=False,
             allowed_failures=0,
         )
@@ -226,7 +228,10 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
     await registry.start(scheduler)
     registry.supervisor.on_exit = registry.process_ended
     http: Any = scheduler.http_server
-    dashboard = f"http://{host}:{http.port}/status"
+    shown = str(dashboard_address).rpartition(":")[0]
+    if shown in ("", "0.0.0.0"):  # every interface: name one that can be reached
+        shown = get_address_host(scheduler.address)
+    dashboard = f"http://{shown}:{http.port}/status"
     info = {
         "backend": "dask",
         "address": scheduler.address,
