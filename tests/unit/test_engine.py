@@ -181,6 +181,9 @@ def test_an_error_says_where_and_what_to_do(on):
 
 def test_no_hint_where_none_is_needed(on):
     assert on.error(on.execute("nowhere"))["evalue"] == "name 'nowhere' is not defined"
+    # nor in a function that was typed for the engine
+    on.execute("def g(): return nowhere")
+    assert on.error(on.execute("g()"))["evalue"] == "name 'nowhere' is not defined"
     assert "pip" not in on.error(on.apply("def f(): 1 / 0"))["evalue"]
     missing = on.error(on.apply("def f(): import no_such_module"))
     assert "install no_such_module where the engines run" in missing["evalue"]

@@ -126,12 +126,14 @@ def test_rows_have_datetimes_and_no_internals(engines, hub):
     assert row["queue"] == "task"
 
 
-def test_queries_by_time_and_by_set(engines, hub):
+def test_queries_by_time_and_by_set(backend, engines, hub):
     for n in range(3):
         put(engines["a"], str(n), 10.0 * n)
     middle = datetime.fromtimestamp(10.0, timezone.utc)
     assert hub.query({"submitted": {"$gt": middle}}, ["msg_id"]) == [{"msg_id": "2"}]
     rows = hub.query({"msg_id": {"$in": {"0", "1"}}}, ["status"])
+    # as it travels: messages have no sets
+    assert isinstance(backend.asked[-1][2]["query"]["msg_id"]["$in"], list)
     assert rows == [{"msg_id": "0", "status": "queued"}, {"msg_id": "1", "status": "queued"}]
 
 
