@@ -159,7 +159,9 @@ class _CommandLoader:
         self._module = module
 
     def get_code(self, fullname: str) -> Any:
-        return compile(f"from {self._module} import main; main()", fullname, "exec")
+        # asked for its version under this name, it answers as ipyparallel's would
+        run = f"from {self._module} import PxCluster, main; PxCluster.version = {API_LEVEL!r}; main()"
+        return compile(run, fullname, "exec")
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None

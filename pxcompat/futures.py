@@ -70,7 +70,8 @@ class Metadata(dict[str, Any]):
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        self._put_together()
+        return super().get(key, default)
 
     def items(self) -> ItemsView[str, Any]:
         self._put_together()

@@ -98,7 +98,7 @@ class _Engine(_Line):
 
 
 class _Client(Client):
-    """Dask's client, which leaves nothing behind when it cannot connect."""
+    """Dask's client, which ends quietly when its scheduler does, and leaves nothing behind."""
 
     def start(self, **kwargs: Any) -> None:
         try:
@@ -107,12 +107,22 @@ class _Client(Client):
             # Its own __del__ would stop its thread, or try to: whenever the garbage collector
             # comes by, under a lock that may be held, and not at all when it closed itself.
             self.close(timeout=1)
-            self._loop_runner.stop()
             raise
+
+    def close(self, *args: Any, **kwargs: Any) -> Any:
+        closed = super().close(*args, **kwargs)
+        if not self.asynchronous:
+            self._loop_runner.stop()
+        return closed
 
     async def _start(self, timeout: float, **kwargs: Any) -> Any:
         # its own timeout does not cover the greeting, which a scheduler that hangs never says
         return await asyncio.wait_for(super()._start(timeout=timeout, **kwargs), timeout + 0.5)
+
+    async def _reconnect(self) -> None:
+        # a scheduler that is gone takes its engines along: there is nothing to come back to,
+        # and nothing to log that the errors of the requests do not say
+        await self._close()
 
 
 class DaskBackend:
@@ -200,13 +210,14 @@ class DaskBackend:
         except (OSError, TimeoutError, asyncio.TimeoutError, ValueError, TypeError) as error:
             reasons = _reasons(error)
             hint = "is it running, and reachable from here?"
-            if any(word in reasons.lower() for word in ("ssl", "tls", "certificate")):
+            if any(word in reasons for word in ("SSL", "ssl_context", "TLS certificate")):
                 hint = "are these its credentials? Its connection file has them."
-            elif "reset" in reasons.lower() and str(address).startswith("tcp:"):
+            elif "ConnectionReset" in reasons and str(address).startswith("tcp:"):
                 hint = "does it speak TLS? Then use its connection file, which has credentials."
             raise ConnectError(
-                f"no answer from the Dask scheduler at {address} within {timeout:g} s "
-                f"(stage: connecting to the scheduler); {hint} ({reasons})"
+                f"cannot connect to the Dask scheduler at {address} "
+                f"(stage: connecting to the scheduler; waited {timeout:g} s at most); {hint} "
+                f"({reasons})"
             ) from error
 
     def _stage(self, stage: str, coroutine: Coroutine[Any, Any, Any], timeout: float) -> Any:
@@ -308,7 +319,7 @@ class DaskBackend:
             # one that hangs does not keep us from the others; it is there when it answers
             _, hanging = await asyncio.wait(tasks, timeout=self._timeout / 2)
             if hanging:
-                silent = [info.id for info, task in zip(infos, tasks) if task in hanging]
+                silent = [i.id for i, task in zip(infos, tasks, strict=True) if task in hanging]
                 log.warning("engines %s do not answer; they are added when they do", silent)
         self._known.set()
 

@@ -106,7 +106,8 @@ class Registry(SchedulerPlugin):
         msg_id = key.rpartition("-")[2]
         worker = kwargs.get("worker") or (ts.erred_on and next(iter(ts.erred_on))) or ""
         client = msg_id.rpartition("_")[0]
-        self._tell(client, ("lost", msg_id, worker, str(ts.exception_text or "")))
+        # without a text it is the scheduler's own verdict: the call's worker died
+        self._tell(client, ("lost", msg_id, worker, str(ts.exception_text or "KilledWorker")))
 
     # -- clients -----------------------------------------------------------------
 

@@ -254,9 +254,9 @@ class OwnController(Controller):
         reason = self._launched.wait() or "it ended"
         if not self._stopping:
             self.log.warning("The cluster ended by itself: %s", reason)
+            self._forget()  # first, so that nobody is sent there any more
             self.watch.disconnected(reason)
             self.disconnect()
-            self._forget()
         self.ended.set()
 
     def _forget(self) -> None:

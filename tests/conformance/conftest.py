@@ -50,7 +50,7 @@ def _leftovers() -> set[str]:
     return found
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def nothing_is_left(ipython_dir: None) -> Iterator[None]:
     """After the last test nothing of ours is there that was not there before the first."""
     before = _leftovers()
@@ -79,7 +79,7 @@ def nothing_is_left(ipython_dir: None) -> Iterator[None]:
     assert not left()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def ipython_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Profiles of our own, and no progress bars."""
     with pytest.MonkeyPatch.context() as patch:
@@ -91,13 +91,13 @@ def ipython_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
+@pytest.fixture(scope="package", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Name of the backend, for starting clusters; tests do not look at it."""
     return str(request.param)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(backend: str, ipython_dir: None) -> Iterator[Any]:
     """A running cluster."""
     cluster = ipp.Cluster(profile="default", cluster_id="conformance", n=ENGINES, backend=backend)
