@@ -269,6 +269,7 @@ class DaskBackend:
         return comm
 
     async def _open(self) -> None:
+        self._client.scheduler_comm.interval = 0  # see Registry.add_worker
         self._registry = _Line(self, "the cluster's registry")
         self._known: asyncio.Event = asyncio.Event()
         comm = await self._dial(self._client.scheduler.address, "pxcompat_registry")
@@ -348,6 +349,9 @@ class DaskBackend:
         reason = engine.reason.result() if done else "the connection to it was lost"
         self._engines.pop(engine.info.key, None)
         self.sink.engine_down(engine.info.key, reason)
+        if not self._engines and not self.adopted:
+            # a cluster of somebody else's may scale up for what waits; ours does not by itself
+            self._balanced.abandon()
 
     async def _bury(self, engine: _Engine) -> None:
         """Close the channel to an engine that is gone, after its last words."""

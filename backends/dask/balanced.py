@@ -32,6 +32,8 @@ __all__ = ["Submitter", "run"]
 #: requests with more bytes than this leave their arguments with an engine, not the scheduler
 LARGE = 1 << 20
 
+GONE = "every engine that it was for is gone"
+
 
 def run(message: Message) -> None:
     """The Dask task: run a request on this worker's engine."""
@@ -138,18 +140,32 @@ class Submitter:
         if placed is None or started:
             return  # answered, or its engine's end says it all
         candidates = placed.candidates
-        died = "KilledWorker" in reason
-        if died:
+        if "KilledWorker" in reason:
             self.finished(msg_id)
+            alive = [info.key for info in backend.engines()]
             if candidates is not None:
-                alive = {info.key for info in backend.engines()}
-                candidates = [key for key in candidates if key in alive]
-            if candidates is None or candidates:
-                await asyncio.get_running_loop().run_in_executor(
-                    None, self.submit, [placed.request], candidates
-                )
-                return
-            reason = "every engine that it was for is gone"
+                candidates = alive = [key for key in candidates if key in alive]
+            if alive or (backend.adopted and candidates is None):
+                try:
+                    await asyncio.get_running_loop().run_in_executor(
+                        None, self.submit, [placed.request], candidates
+                    )
+                    return
+                except Exception as error:  # a client that was closed meanwhile: versions differ
+                    reason = f"{type(error).__name__}: {error}"
+            else:
+                reason = GONE
+        self._fail(msg_id, reason)
+
+    def abandon(self) -> None:
+        """Every engine is gone: fail what none of them had begun."""
+        with self._lock:
+            waiting = [p for m, p in self._placed.items() if m not in self._started]
+        for placed in waiting:
+            self._cancel_task(placed.key)
+            self._fail(placed.request.msg_id, GONE)
+
+    def _fail(self, msg_id: str, reason: str) -> None:
         self.finished(msg_id)
         content = {
             "ename": "EngineError",
@@ -157,7 +173,7 @@ class Submitter:
             "traceback": [],
             "engine_info": {},
         }
-        backend.sink.reply(Reply(msg_id, "error", None, content=content))
+        self._backend.sink.reply(Reply(msg_id, "error", None, content=content))
 
     def cancel(self, msg_ids: Sequence[str]) -> Future[list[str]]:
         """Keep balanced requests from running: every engine is told to refuse them."""

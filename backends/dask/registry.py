@@ -82,6 +82,10 @@ class Registry(SchedulerPlugin):
             self.changed.notify_all()
         return info.id
 
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        # Dask waits some milliseconds for more to send; balanced calls wait for it
+        scheduler.stream_comms[worker].interval = 0
+
     def remove_worker(
         self, scheduler: Scheduler, worker: str, *, stimulus_id: str = "", **kwargs: Any
     ) -> None:

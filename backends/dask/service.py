@@ -140,6 +140,7 @@ class Service:
     async def start(self) -> None:
         """Offer the engine, and register it with the scheduler."""
         self.worker.extensions["pxcompat"] = self
+        self.worker.batched_stream.interval = 0  # see Registry.add_worker
         self.worker.handlers["pxcompat_engine"] = self.serve
         self.worker.handlers["pxcompat_blob"] = self.get_blob
         self.worker.handlers["pxcompat_signal"] = self.signal
