@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from pxcompat import serialize
 from pxcompat.engine.runtime import Engine
@@ -56,7 +57,9 @@ class Driver:
     """An engine on a thread, and one client of it."""
 
     def __init__(self, **options: Any) -> None:
+        before = InteractiveShell._instance
         self.engine = Engine("key", own_process=False, **options)
+        InteractiveShell._instance = before  # whose display() is, stays as it was
         self.engine.id = 7
         self.me = Recorder()
         self.count = 0
