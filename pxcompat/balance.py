@@ -17,6 +17,7 @@ from .error import (
     ImpossibleDependency,
     InvalidDependency,
     KernelError,
+    NoEnginesRegistered,
     RemoteError,
     TaskTimeout,
 )
@@ -83,6 +84,8 @@ class Balancer:
         timeout : float, optional
             Seconds within which the dependencies must be met and an engine found.
         """
+        if not self._dispatcher.engines:
+            raise NoEnginesRegistered("no engine is there to run this; start engines first")
         after, follow = after or Dependency(), follow or Dependency()
         kept = {"after": sorted(after), "follow": sorted(follow), "retries": retries}
         header = {**kept, **(header or {})}

@@ -354,6 +354,9 @@ def wrap_exception(engine_info: EngineInfoDict | None = None) -> dict[str, Any]:
 
 def unwrap_exception(content: Mapping[str, Any]) -> RemoteError:
     """The inverse of :func:`wrap_exception`."""
+    if content["ename"] == "EngineError" and not content.get("traceback"):
+        # not user code's, which has a traceback: the engine could not do its part
+        return EngineDied(content["evalue"], content.get("engine_info"))
     return RemoteError(
         content["ename"],
         content["evalue"],

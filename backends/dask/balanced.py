@@ -219,7 +219,12 @@ class Submitter:
         """Have the scheduler drop a task; no engine would run its call any more."""
         client = self._backend.native
         message = {"op": "cancel-keys", "keys": [key], "force": True, "reason": None, "msg": None}
-        self._backend.io_loop.add_callback(client._send_to_scheduler, message)
+
+        def send() -> None:
+            if client.status == "running":  # else there is no scheduler that could run it
+                client._send_to_scheduler(message)
+
+        self._backend.io_loop.add_callback(send)
 
     def close(self) -> None:
         """Let go of every task."""
