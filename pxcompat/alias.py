@@ -160,7 +160,9 @@ class _CommandLoader:
 
     def get_code(self, fullname: str) -> Any:
         # asked for its version under this name, it answers as ipyparallel's would
-        run = f"from {self._module} import PxCluster, main; PxCluster.version = {API_LEVEL!r}; main()"
+        run = (
+            f"from {self._module} import PxCluster, main; PxCluster.version = {API_LEVEL!r}; main()"
+        )
         return compile(run, fullname, "exec")
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:

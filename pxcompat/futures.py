@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, ItemsView, ValuesView
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -73,11 +73,11 @@ class Metadata(dict[str, Any]):
         self._put_together()
         return super().get(key, default)
 
-    def items(self) -> ItemsView[str, Any]:
+    def items(self) -> Any:
         self._put_together()
         return super().items()
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> Any:
         self._put_together()
         return super().values()
 

@@ -115,7 +115,7 @@ class _Client(Client):
             self._loop_runner.stop()
         return closed
 
-    async def _start(self, timeout: float, **kwargs: Any) -> Any:
+    async def _start(self, timeout: Any = None, **kwargs: Any) -> Any:
         # its own timeout does not cover the greeting, which a scheduler that hangs never says
         return await asyncio.wait_for(super()._start(timeout=timeout, **kwargs), timeout + 0.5)
 

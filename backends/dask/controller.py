@@ -190,7 +190,7 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
 
     import dask
     from distributed import Scheduler
-    from distributed.comm import get_address_host
+    from distributed.comm.addressing import get_address_host
     from distributed.security import Security
 
     from .registry import Registry

@@ -235,9 +235,10 @@ class Engine:
         reply.outputs = output.count
         reply.started = task.record.started
         reply.completed = time.time()
-        self._finish(task, reply)
         if reply.status == "error" and request.kind == "execute" and not request.content["silent"]:
+            # before the reply: what the client sends when it has it is not to be aborted
             self._abort_executes(request.header.get("client"))
+        self._finish(task, reply)
 
     def _finish(self, task: _Task, reply: Reply) -> None:
         with self._lock:

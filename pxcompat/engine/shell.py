@@ -152,6 +152,9 @@ def make_shell(*, is_main: bool) -> EngineShell:
     else:
         cls = type("EngineShell", (EngineShell,), {"is_main": False})
         shell = cls(config=config, user_module=module)
+        if not InteractiveShell.initialized():
+            # display() and get_ipython() ask the class; the first engine of a process answers
+            InteractiveShell._instance = shell
     if is_main:
         builtins.input = _no_input  # type: ignore[assignment]
     return shell
