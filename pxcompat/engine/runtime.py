@@ -45,6 +45,10 @@ class Origin(Protocol):
     def reply(self, reply: Reply) -> None: ...
 
 
+def _nothing_to_interrupt(signum: int, frame: types.FrameType | None) -> None:
+    """The handler of SIGINT between requests: an interrupt is for user code."""
+
+
 class _Task:
     """A request between its arrival and its reply."""
 
@@ -166,7 +170,7 @@ class Engine:
             logs = self._capture_descriptors()
         sys.stdout = Stream("stdout", self._output, logs["stdout"])
         sys.stderr = Stream("stderr", self._output, logs["stderr"])
-        signal.signal(signal.SIGINT, self._on_sigint)
+        signal.signal(signal.SIGINT, _nothing_to_interrupt)
         try:
             yield
         finally:
@@ -321,17 +325,15 @@ class Engine:
     @contextmanager
     def _interrupts(self) -> Iterator[None]:
         self._interruptible = True
+        if self.own_process:
+            # Python's own handler, which leaves no frame in the user's traceback
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             yield
         finally:
+            if self.own_process:
+                signal.signal(signal.SIGINT, _nothing_to_interrupt)
             self._interruptible = False
-
-    def _on_sigint(self, signum: int, frame: types.FrameType | None) -> None:
-        # an interrupt is for user code; an idle engine has nothing to interrupt
-        if self._interruptible:
-            self._interruptible = False
-            __tracebackhide__ = True
-            raise KeyboardInterrupt
 
     def interrupt(self) -> None:
         """Interrupt what runs, from another thread, where there is no signal to do it."""
