@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,8 @@ def shell(tmp_path: Path) -> Iterator[InteractiveShell]:
     with shell.builtin_trap:
         yield shell
     InteractiveShell.clear_instance()
+    # what it would tidy up at the end, for each test's shell, takes longer than the tests
+    atexit.unregister(shell.atexit_operations)
 
 
 @pytest.fixture
