@@ -10,7 +10,7 @@ import pytest
 from pxcompat import serialize
 from pxcompat.balance import Balancer
 from pxcompat.dependency import Dependency
-from pxcompat.error import RemoteError, TaskAborted
+from pxcompat.error import NoEnginesRegistered, RemoteError, TaskAborted
 from pxcompat.futures import MessageFuture
 
 CALL = (serialize.dumps(len), serialize.dumps((("abc",), {})))
@@ -76,6 +76,14 @@ def test_the_header_keeps_what_the_user_said(backend, balancer):
     backend.ok(first.msg_id)
     header = backend.balanced[-1][1].header
     assert (header["after"], header["retries"], header["label"]) == ([first.msg_id], 2, "mine")
+
+
+def test_without_engines_nothing_is_taken_on(backend, balancer):
+    backend.sink.engine_down("a", "killed")
+    backend.sink.engine_down("b", "killed")
+    with pytest.raises(NoEnginesRegistered):
+        submit(balancer)
+    assert not backend.balanced and not backend.sink.outstanding
 
 
 # -- dependencies -------------------------------------------------------------------
