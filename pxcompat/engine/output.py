@@ -162,6 +162,20 @@ class Stream(io.TextIOBase):
             output.flush()
 
 
+class _RoutedStream(Stream):
+    """A stream of a process that is not the engine's: each write asks whose thread it is."""
+
+    def _output(self) -> RequestOutput | None:
+        return self._current()
+
+    def isatty(self) -> bool:
+        return bool(self._log.isatty())
+
+    def __getattr__(self, name: str) -> Any:
+        # what its owner knows of the stream that was there before
+        return getattr(self._log, name)
+
+
 class _Routing:
     """``sys.stdout`` and ``sys.stderr`` of a process that has engines on threads."""
 
@@ -179,8 +193,8 @@ class _Routing:
             if self._users == 1:
                 self._before = sys.stdout, sys.stderr
                 self._ours = (
-                    Stream("stdout", current, sys.stdout),
-                    Stream("stderr", current, sys.stderr),
+                    _RoutedStream("stdout", current, sys.stdout),
+                    _RoutedStream("stderr", current, sys.stderr),
                 )
                 sys.stdout, sys.stderr = self._ours
         try:

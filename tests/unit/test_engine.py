@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from pxcompat import serialize
+from pxcompat.engine.output import Flusher, RequestOutput, routed
 from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import OutputEvent, Reply, Request
 
@@ -275,6 +277,34 @@ def test_output_is_numbered_and_complete_before_the_reply(on):
     assert [event.seq for event in events] == list(range(6))
     assert reply.outputs == 6
     assert on.me.said[-1] == (msg_id, reply)
+
+
+def test_streams_are_routed_by_thread_and_request(capsys):
+    flusher = Flusher()
+    said: list[list[str]] = [[], []]
+    outputs = [
+        RequestOutput(lambda e, n=n: said[n].append(e.content["text"]), flusher) for n in (0, 1)
+    ]
+    running: dict[int, RequestOutput] = {}
+
+    def engine() -> None:
+        for output in outputs:  # one request after another
+            running[threading.get_ident()] = output
+            print("to a request")
+            output.flush()
+
+    before = sys.stdout
+    # one of our own: the engine of the other tests has the process's
+    with type(routed)()(lambda: running.get(threading.get_ident())):
+        thread = threading.Thread(target=engine)
+        thread.start()
+        thread.join()
+        print("to the process")
+        assert sys.stdout.errors == before.errors and sys.stdout.isatty() == before.isatty()
+    assert sys.stdout is before
+    flusher.stop()
+    assert said == [["to a request\n"], ["to a request\n"]]
+    assert capsys.readouterr().out == "to the process\n"
 
 
 def test_bytes_in_displays_are_plain(on):
