@@ -111,7 +111,8 @@ class _Client(Client):
 
     def close(self, *args: Any, **kwargs: Any) -> Any:
         closed = super().close(*args, **kwargs)
-        if not self.asynchronous:
+        # not when called by the garbage collector, once closed: it may come by under a lock
+        if self._loop_runner.is_started() and not self.asynchronous:
             self._loop_runner.stop()
         return closed
 

@@ -286,7 +286,16 @@ class _Supervisor:
         try:
             self._start_scheduler()
             self._start_engines([uuid.uuid4().hex for _ in range(self.order["n"])])
-            _say({"info": {**self.info, "pid": os.getpid(), "logs": self.logs}})
+            _say(
+                {
+                    "info": {
+                        **self.info,
+                        "pid": os.getpid(),
+                        "logs": self.logs,
+                        "folder": self.directory,
+                    }
+                }
+            )
             self._watch()
         finally:
             self._end_children()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,8 @@ class LaunchedCluster:
             if self._process.stdout:
                 self._process.stdout.close()
             self._log.close()
+            # a controller that was killed could not
+            shutil.rmtree(self.info["folder"], ignore_errors=True)
 
 
 class DaskProvider:
