@@ -300,7 +300,7 @@ def test_streams_are_routed_by_thread_and_request(capsys):
         thread.start()
         thread.join()
         print("to the process")
-        assert sys.stdout.errors == before.errors and sys.stdout.isatty() == before.isatty()
+        assert sys.stdout.line_buffering == before.line_buffering
     assert sys.stdout is before
     flusher.stop()
     assert said == [["to a request\n"], ["to a request\n"]]
