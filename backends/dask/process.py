@@ -55,9 +55,7 @@ def run_engine(spec: EngineSpec) -> None:
     # nobody looks at the worker's profile; it costs a thread that wakes 100 times a second
     dask.config.set({"distributed.worker.profile.enabled": False})
     engine = Engine(spec.key, own_process=True, **spec.options)
-    thread = threading.Thread(
-        target=lambda: asyncio.run(_run_worker(spec, engine)), name="pxcompat-worker"
-    )
+    thread = threading.Thread(target=_run_thread, args=(spec, engine), name="pxcompat-worker")
     # the engine's first task, after the user's start-up files: what cannot start up is
     # never offered to anybody
     engine.call(thread.start)
@@ -71,6 +69,16 @@ def run_engine(spec: EngineSpec) -> None:
 
 #: set when the engine's loop has ended and the worker should follow
 _stopping = threading.Event()
+#: set when the engine has been told to end because its cluster is gone
+_ending = threading.Event()
+
+
+def _run_thread(spec: EngineSpec, engine: Any) -> None:
+    try:
+        asyncio.run(_run_worker(spec, engine))
+    finally:
+        if not _stopping.is_set():
+            _end_soon(engine)  # without its worker nobody could reach it
 
 
 async def _run_worker(spec: EngineSpec, engine: Any) -> None:
@@ -101,22 +109,19 @@ async def _run_worker(spec: EngineSpec, engine: Any) -> None:
         _end_soon(engine)
         return
     finished = asyncio.ensure_future(worker.finished())
-    stopping = asyncio.ensure_future(_wait_stopping())
+    stopping = asyncio.get_running_loop().run_in_executor(None, _stopping.wait)
     await asyncio.wait([finished, stopping], return_when=asyncio.FIRST_COMPLETED)
     if finished.done():
-        stopping.cancel()
-        _end_soon(engine)
+        _end_soon(engine)  # which ends the waiting for it, too
     else:
         await worker.close(executor_wait=False, nanny=False, reason="engine-stopped")
 
 
-async def _wait_stopping() -> None:
-    while not _stopping.is_set():
-        await asyncio.sleep(0.05)
-
-
 def _end_soon(engine: Any) -> None:
     """The cluster is gone: end, also when user code is running and does not."""
+    if _ending.is_set():
+        return
+    _ending.set()
 
     def insist() -> None:
         if not _stopping.wait(GRACE):

@@ -59,8 +59,11 @@ class EngineThreadPoolExecutor(concurrent.futures.Executor):
             if future.set_running_or_notify_cancel():
                 try:
                     result = fn(*args, **kwargs)
-                except BaseException as error:
+                except Exception as error:
                     future.set_exception(error)
+                except BaseException as error:
+                    # an interrupt, or an exit: as it is, it would end the worker's event loop
+                    future.set_exception(RuntimeError(f"the task was ended by {error!r}"))
                 else:
                     future.set_result(result)
 
