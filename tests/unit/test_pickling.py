@@ -175,6 +175,23 @@ def test_classes_of_one_message_stay_related():
     assert isinstance(sub, type(base))
 
 
+def test_classes_may_know_each_other():
+    here = notebook(
+        """
+class Plugin:
+    known = []
+    def __init_subclass__(cls): cls.__mro__[1].known.append(cls)
+class Sub(Plugin):
+    def who(self): return "sub"
+Plugin.known.append(Plugin)
+"""
+    )
+    sub = sent(here["Sub"]())
+    assert sub.who() == "sub"
+    # the hook has run there, too
+    assert set(type(sub).known) == {type(sub), type(sub).__mro__[1]}
+
+
 def test_namedtuples_and_enums_of_the_notebook():
     here = notebook(
         "import enum\nfrom collections import namedtuple\n"
