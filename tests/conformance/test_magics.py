@@ -79,8 +79,8 @@ def test_displays_come_before_the_result(rc: Any, ip: InteractiveShell, view: An
     code = "from IPython.display import HTML, display\ndisplay(HTML('<b>')); 6 * 7"
     shown = px(ip, "-t 0:1 --no-stream", code)
     heading, html, result = shown.displays
-    assert (heading, html) == ("[output:0]", "<IPython.core.display.HTML object>")
-    assert re.fullmatch(r"Out\[0:\d+\]: 42", result)
+    assert (heading, html) == (f"[output:{rc.ids[0]}]", "<IPython.core.display.HTML object>")
+    assert re.fullmatch(rf"Out\[{rc.ids[0]}:\d+\]: 42", result)
 
 
 def test_output_is_shown_while_the_cell_runs(
@@ -111,7 +111,7 @@ def test_output_is_shown_while_the_cell_runs(
     thread = threading.Thread(target=go)
     thread.start()
     monkeypatch.setattr(sys, "stdout", Stdout())
-    ip.run_cell_magic("px", "-t 0 --stream --progress-after -1", code)
+    ip.run_cell_magic("px", f"-t {rc.ids[0]} --stream --progress-after -1", code)
     thread.join()
     assert seen.is_set()
 
@@ -140,7 +140,7 @@ def test_code_is_the_engines(rc: Any, ip: InteractiveShell, view: Any) -> None:
 
 
 def test_magics_and_await_on_the_engines(rc: Any, ip: InteractiveShell, view: Any) -> None:
-    shown = px(ip, "-t 0", "import asyncio\n%pwd\nawait asyncio.sleep(0, 'awaited')")
+    shown = px(ip, f"-t {rc.ids[0]}", "import asyncio\n%pwd\nawait asyncio.sleep(0, 'awaited')")
     assert results(shown)[-1].endswith(": 'awaited'")
 
 
@@ -319,7 +319,7 @@ def test_sets_with_a_suffix(rc: Any, ip: InteractiveShell, view: Any) -> None:
 
 def test_plots_come_back(rc: Any, ip: InteractiveShell, view: Any) -> None:
     pytest.importorskip("matplotlib")
-    px(ip, "-t 0", "%matplotlib inline\nimport matplotlib.pyplot as plt")
+    px(ip, f"-t {rc.ids[0]}", "%matplotlib inline\nimport matplotlib.pyplot as plt")
     with capture_output() as io:
-        ip.run_cell_magic("px", "-t 0", "plt.plot([1, 2, 3])")
+        ip.run_cell_magic("px", f"-t {rc.ids[0]}", "plt.plot([1, 2, 3])")
     assert any("image/png" in output.data for output in io.outputs)
