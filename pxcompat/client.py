@@ -5,8 +5,10 @@ What it knows of engines is in ``engines``, of requests in ``work``.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
+import threading
 import time
 import warnings
 import weakref
@@ -160,15 +162,17 @@ class Client(Work):
         self._closed = False
         # neither the thread that receives replies nor the exit of the process may need
         # the client itself to be alive
-        self._finalizer = weakref.finalize(self, _hang_up, self._backend, self._balancer)
+        self._finalizer = weakref.finalize(self, _collected, self._backend, self._balancer)
+        self._finalizer.atexit = False
+        _open_clients.add(self)
         if lease.missing:
             self._backend.start_engines(lease.missing)
         if lease.expected and len(self.ids) < lease.expected:
             self._wait_for_start(lease)
         if lease.fresh and lease.progress and self.dashboard_link:
-            _tell(
-                f"{len(self.ids)} engines on {self._backend.name}; dashboard: {self.dashboard_link}"
-            )
+            count = len(self.ids)
+            engines = "1 engine" if count == 1 else f"{count} engines"
+            _tell(f"{engines} on {self._backend.name}; dashboard: {self.dashboard_link}")
         self._activate_in_ipython()
 
     def _wait_for_start(self, lease: Any) -> None:
@@ -202,7 +206,8 @@ class Client(Work):
         if self._closed:
             return
         self._closed = True
-        self._finalizer()
+        self._finalizer.detach()
+        _hang_up(self._backend, self._balancer)
 
     def __enter__(self) -> Client:
         return self
@@ -462,6 +467,23 @@ class Client(Work):
             timeout=timeout,
             header=header,
         )
+
+
+#: closed when the process exits
+_open_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for client in list(_open_clients):
+        client.close()
+
+
+def _collected(backend: Any, balancer: Balancer) -> None:
+    """Close a client that was dropped, on a thread of its own: the garbage collector may
+    have come by on any thread, the backend's own among them."""
+    thread = threading.Thread(target=_hang_up, args=(backend, balancer), daemon=True)
+    thread.start()
 
 
 def _hang_up(backend: Any, balancer: Balancer) -> None:

@@ -294,7 +294,7 @@ class Dispatcher:
             if future is None:
                 continue
             where = f"Engine {engine_id}" if engine_id is not None else "The cluster"
-            what = f"died while running task {msg_id!r}: {reason}"
+            what = f"died before task {msg_id!r} was done: {reason}"
             info = {"engine_id": engine_id, "engine_uuid": key, "method": future.method}
             failure = EngineDied(f"{where} {what}", info if key else None)
             future.metadata["status"] = "error"

@@ -97,7 +97,8 @@ async def _run_worker(spec: EngineSpec, engine: Any) -> None:
             # engines keep what they are given: no pausing, spilling or killing over memory
             memory_limit=0,
             local_directory=spec.local_directory,
-            dashboard_address=f"{spec.host}:0",
+            # Dask always serves metrics; unencrypted, so for this machine alone
+            dashboard_address="127.0.0.1:0",
             dashboard=False,
             death_timeout=30,
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -85,6 +87,17 @@ def test_a_closed_client_leaves_nothing(rc: ipp.Client, cluster: Any) -> None:
     wait_until(lambda: all(now <= then for now, then in zip(state(), before, strict=True)))
     with pytest.raises(error.EngineError, match="closed"):
         other[:].apply_sync(lambda: 1)
+
+
+def test_a_client_that_is_dropped_closes_itself(rc: ipp.Client, cluster: Any) -> None:
+    other = cluster.connect_client_sync()
+    other[:].apply_sync(lambda: 1)
+    backend = other._backend
+    shell_free = weakref.ref(other)
+    del other
+    gc.collect()
+    wait_until(lambda: shell_free() is None)
+    wait_until(lambda: backend._closed)
 
 
 def test_ten_threads_use_one_client(rc: ipp.Client) -> None:
