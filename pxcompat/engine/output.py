@@ -156,10 +156,10 @@ class Stream(io.TextIOBase):
 
     def flush(self) -> None:
         output = self._output()
-        if output is None:
-            self._log.flush()
-        else:
+        if output is not None:
             output.flush()
+        elif not self._log.closed:  # as it may be when Python finalizes what is left
+            self._log.flush()
 
 
 class _RoutedStream(Stream):

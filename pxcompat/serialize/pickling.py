@@ -316,7 +316,7 @@ def dumps(obj: Any, *, name: str = "object", keep_buffers: bool = True) -> Frame
             _Pickler(file, callback).dump(payload)
     except Exception as error:
         raise _explain(obj, name, error) from error
-    return [file.getbuffer(), *buffers]
+    return [file.getvalue(), *buffers]
 
 
 def loads(frames: Frames, namespace: dict[str, Any] | None = None) -> Any:
