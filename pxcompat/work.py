@@ -185,24 +185,17 @@ class Work(Engines):
 
     def _asyncresult_from_jobs(self, jobs: Jobs = None, owner: bool = False) -> AsyncResult:
         single = not isinstance(jobs, (list, tuple, set, types.GeneratorType))
-        futures: list[MessageFuture] = []
-        unknown: list[str] = []
+        found: list[MessageFuture | str] = []  # in the order asked for
         for job in _listed(jobs):
             if isinstance(job, AsyncResult):
-                futures.extend(job._children)
+                found.extend(job._children)
                 single = single and job._single_result
-                continue
-            for msg_id in self._msg_ids_from_jobs(job):
-                known = self._futures.get(msg_id)
-                if known is not None:
-                    futures.append(known)
-                else:
-                    unknown.append(msg_id)
-        kind: type[AsyncResult] = AsyncResult
-        if unknown:
-            if not owner:
-                kind = AsyncHubResult
-            futures.extend(self._hub.fetch(unknown))
+            else:
+                found.extend(self._futures.get(m) or m for m in self._msg_ids_from_jobs(job))
+        unknown = [f for f in found if isinstance(f, str)]
+        fetched = dict(zip(unknown, self._hub.fetch(unknown), strict=True)) if unknown else {}
+        futures = [fetched[f] if isinstance(f, str) else f for f in found]
+        kind: type[AsyncResult] = AsyncHubResult if unknown and not owner else AsyncResult
         children: Any = futures[0] if single and len(futures) == 1 else futures
         targets = [f.metadata["engine_id"] for f in futures]
         return kind(self, children, targets=targets, owner=owner)

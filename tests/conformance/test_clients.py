@@ -52,6 +52,14 @@ def test_another_client_can_fetch_a_result(rc: ipp.Client, cluster: Any, tmp_pat
     assert fetched.stdout == "hello\n"
 
 
+def test_results_are_in_the_order_asked_for(rc: ipp.Client) -> None:
+    view = rc[rc.ids[0]]
+    gone = view.apply_async(lambda: "fetched").msg_ids[0]
+    rc.wait(timeout=PATIENCE)
+    kept = view.apply_async(lambda: "kept")
+    assert rc.get_result([gone, *kept.msg_ids]).get(PATIENCE) == ["fetched", "kept"]
+
+
 def test_work_goes_on_without_its_client(rc: ipp.Client, cluster: Any, tmp_path: Any) -> None:
     other = cluster.connect_client_sync()
     direct = other[rc.ids[0]].apply_async(hold, str(tmp_path / "go")).msg_ids[0]
