@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from .reader import load, matches
+
+SNIPPETS = load()
 HERE = Path(__file__).parent
 #: seconds that one side may take for all snippets
 TIMEOUT = 900
@@ -58,4 +61,24 @@ def outcomes(
         for process in processes.values():
             process.terminate()
             process.wait(30)
+    for attempt in ("second", "third"):
+        # ipyparallel's own races (its control channel overtakes, output lags): it is asked
+        # again where the two differ; we never are
+        unclear = [n for n in names if _differ(n, found["ipyparallel"][n], found["pxcompat"][n])]
+        if not unclear:
+            break
+        again = _start("ipyparallel", unclear, root / attempt)
+        try:
+            again.wait(TIMEOUT)
+            said = _outcomes("ipyparallel", again.returncode, unclear, root / attempt)
+            found["ipyparallel"].update(said)
+        finally:
+            again.terminate()
+            again.wait(30)
     return found
+
+
+def _differ(name: str, theirs: str, ours: str) -> bool:
+    """Whether ipyparallel's outcome is not the one that is expected."""
+    expected = SNIPPETS[name].expected
+    return not matches(expected["ipyparallel"], theirs) if expected else ours != theirs

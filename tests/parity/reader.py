@@ -22,6 +22,7 @@ a reason; ``...`` stands for any text::
 
 from __future__ import annotations
 
+import doctest
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,3 +60,8 @@ def load(folder: Path = FOLDER) -> dict[str, Snippet]:
             name = match["name"]
             snippets[name] = Snippet(name, code.strip() + "\n", bool(match["fresh"]), expected)
     return snippets
+
+
+def matches(want: str, got: str) -> bool:
+    """Whether an outcome is the one written out, in which ``...`` stands for anything."""
+    return doctest.OutputChecker().check_output(want + "\n", got + "\n", doctest.ELLIPSIS)

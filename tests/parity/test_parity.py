@@ -5,20 +5,14 @@ Or they differ as the snippet says, where pxcompat does better. ``reader.py`` de
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 
-from .reader import Snippet, load
+from .reader import Snippet, load, matches
 
 SNIPPETS = load().values()
 
 # not counting the fixture, which runs them all
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
-
-
-def _matches(want: str, got: str) -> bool:
-    return doctest.OutputChecker().check_output(want + "\n", got + "\n", doctest.ELLIPSIS)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.name)
@@ -29,5 +23,5 @@ def test_outcome(snippet: Snippet, outcomes: dict[str, dict[str, str]]) -> None:
         assert ours == theirs, snippet.code
         return
     expected = snippet.expected
-    assert _matches(expected["ipyparallel"], theirs), f"ipyparallel has changed: {theirs}"
-    assert _matches(expected["pxcompat"], ours), f"{expected['better']}\n{snippet.code}"
+    assert matches(expected["ipyparallel"], theirs), f"ipyparallel has changed: {theirs}"
+    assert matches(expected["pxcompat"], ours), f"{expected['better']}\n{snippet.code}"
