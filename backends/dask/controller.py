@@ -37,6 +37,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from ..controlled import read_order, say, settle
 from .process import EngineSpec, run_engine, security_of
 
 __all__ = ["main"]
@@ -286,7 +287,7 @@ class _Supervisor:
         try:
             self._start_scheduler()
             self._start_engines([uuid.uuid4().hex for _ in range(self.order["n"])])
-            _say(
+            say(
                 {
                     "info": {
                         **self.info,
@@ -411,24 +412,12 @@ def _how(status: int) -> str:
     return "it was shut down" if code == 0 else f"its process exited with status {code}"
 
 
-def _say(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
-
-
 def main() -> None:
     """Run the controller that stdin orders."""
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = os.read(0, 1)  # unbuffered: the rest of stdin is for select
-        if not byte:
-            return
-        line += byte
-    order = json.loads(line)
-    os.environ.update(order["env"])
-    if order["cwd"]:
-        os.chdir(order["cwd"])
-    sys.path[:0] = [entry for entry in order["path"] if entry not in sys.path]
+    order = read_order()
+    if order is None:
+        return
+    settle(order)
     try:
         import distributed.scheduler
         import distributed.worker  # noqa: F401
@@ -444,7 +433,7 @@ def main() -> None:
         _Supervisor(order).run()
     except BaseException as error:
         traceback.print_exc()
-        _say({"error": f"{type(error).__name__}: {error}"})
+        say({"error": f"{type(error).__name__}: {error}"})
         sys.exit(1)
 
 

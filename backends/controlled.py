@@ -1,0 +1,181 @@
+"""A controller as a child of this process, the same way for every backend.
+
+::
+
+    this process ── stdin: one JSON line, the order; then held open.  Its end is our end. ──> child
+                 <─ stdout: one JSON line, {"info": ...} or {"error": ...} ──
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import IO, Any
+
+from pxcompat.error import BackendError
+from pxcompat.protocol import LaunchSpec
+
+__all__ = ["LaunchedCluster", "read_order", "say", "settle", "start"]
+
+
+class LaunchedCluster:
+    """A controller that this process started (:class:`pxcompat.protocol.Launched`)."""
+
+    def __init__(self, process: subprocess.Popen[bytes], info: dict[str, Any], log: IO[bytes]):
+        self._process = process
+        self._log = log
+        self._stopped = False
+        self._lock = threading.Lock()
+        self.info = info
+
+    def poll(self) -> str | None:
+        return self._why() if self._process.poll() is not None else None
+
+    def wait(self, timeout: float | None = None) -> str | None:
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+        return self._why()
+
+    def _why(self) -> str:
+        if self._stopped:
+            return "it was stopped"
+        return f"its controller exited with status {self._process.returncode}"
+
+    def stop(self, *, timeout: float = 10) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._process.stdin and not self._process.stdin.closed:
+                self._process.stdin.close()  # the controller takes that for our end
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            if self._process.stdout:
+                self._process.stdout.close()
+            self._log.close()
+            # a controller that was killed could not
+            shutil.rmtree(self.info["folder"], ignore_errors=True)
+
+
+def start(
+    module: str,
+    spec: LaunchSpec,
+    *,
+    what: str,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> LaunchedCluster:
+    """Run a module as the controller of a new cluster; returns when it answers.
+
+    Parameters
+    ----------
+    what
+        What is started, for errors: ``"the Dask cluster"``.
+    env
+        Changes to the controller's environment.
+    meanwhile
+        Called while the controller starts.
+
+    Raises
+    ------
+    BackendError
+        With the end of the controller's log.
+    """
+    log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the cluster
+    process = subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        cwd=spec.cwd,
+        env={**os.environ, **(env or {})},
+        # a Ctrl-C in this terminal is for us, not for the cluster
+        start_new_session=True,
+    )
+    try:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(asdict(spec)).encode() + b"\n")
+        process.stdin.flush()
+        meanwhile()
+        answer = _first_line(process, timeout)
+    except BaseException:
+        _end(process)
+        log.close()
+        raise
+    if "info" in answer:
+        return LaunchedCluster(process, answer["info"], log)
+    _end(process)
+    tail = _tail(log)
+    log.close()
+    reason = answer.get("error") or f"its controller did not answer within {timeout:g} s"
+    raise BackendError(f"{what} did not start: {reason}\n{tail}".rstrip())
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
+def _first_line(process: subprocess.Popen[bytes], timeout: float) -> dict[str, Any]:
+    """What the controller says first; {} when it says nothing in time."""
+    lines: list[bytes] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: lines.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
+    reader.start()
+    deadline = time.monotonic() + timeout
+    while reader.is_alive() and time.monotonic() < deadline:
+        reader.join(max(0.0, deadline - time.monotonic()))
+    answer: dict[str, Any] = json.loads(lines[0]) if lines and lines[0].strip() else {}
+    return answer
+
+
+def _tail(log: IO[bytes], lines: int = 20) -> str:
+    log.seek(0)
+    return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+
+
+# -- the controller's side ------------------------------------------------------------
+
+
+def read_order() -> dict[str, Any] | None:
+    """The order from stdin; None when whoever was to give it is gone."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)  # unbuffered: the rest of stdin is the leash
+        if not byte:
+            return None
+        line += byte
+    order: dict[str, Any] = json.loads(line)
+    return order
+
+
+def settle(order: Mapping[str, Any]) -> None:
+    """Make this process one of the cluster's: its environment, ``sys.path``, folder.
+
+    What another host has not is left as it is.
+    """
+    os.environ.update(order["env"])
+    if order["cwd"] and os.path.isdir(order["cwd"]):
+        os.chdir(order["cwd"])
+    sys.path[:0] = [entry for entry in order["path"] if entry not in sys.path]
+
+
+def say(message: dict[str, Any]) -> None:
+    """Answer the order."""
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
