@@ -121,6 +121,8 @@ class Dispatcher:
         self.intercept: Callable[[Reply], bool] = lambda reply: False
         #: told of every final outcome, and of every engine that comes or goes
         self.on_change: Callable[[], None] = lambda: None
+        #: by engine: failures of executes that we know of; it aborts what was sent before
+        self.heard: dict[str, int] = {}
         self.lost: str | None = None
         #: why an engine ended that never was there, the latest
         self.stillborn: str | None = None
@@ -236,6 +238,8 @@ class Dispatcher:
         """Send a registered request, unless its engine is known to be gone."""
         with self.lock:
             gone = self.lost or (None if key in self.engines else "it is gone")
+            if request.kind == "execute":
+                request.header["heard"] = self.heard.get(key, 0)
         if gone:
             self._strand(key, [request.msg_id], gone)
         else:
@@ -258,6 +262,7 @@ class Dispatcher:
             if key not in self.ids:
                 self.stillborn = f"an engine ended while it started: {reason}"
             stranded = list(self.by_engine.pop(key, ()))
+            self.heard.pop(key, None)
             callbacks = list(self.engine_callbacks)
             self.engines_changed.notify_all()
         self._strand(key, stranded, reason)
@@ -341,6 +346,9 @@ class Dispatcher:
             return
         if self.intercept(reply):
             return
+        if reply.engine is not None and "failures" in reply.content:
+            # before the future is done: what is sent then is not to be aborted
+            self.heard[reply.engine] = reply.content["failures"]
         md = future.metadata
         md["status"] = reply.status
         # what another client received, we fetch: it was complete when its engine was done

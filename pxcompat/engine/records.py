@@ -134,6 +134,10 @@ class Records:
         del self._records[msg_id]
         return True
 
+    def drop(self, msg_id: str) -> None:
+        """Forget a request that never came."""
+        self._records.pop(msg_id, None)
+
     def purge(self, msg_ids: Iterable[str] | None) -> int:
         """Forget finished requests, all of them when None; how many."""
         if msg_ids is None:

@@ -33,6 +33,8 @@ log = logging.getLogger("pxcompat.engine")
 REFUSED_LIMIT = 100_000
 #: ids of requests that clients wait for and that are not here
 EXPECTED_LIMIT = 10_000
+#: clients whose failures are counted
+CLIENTS_LIMIT = 10_000
 
 
 class Origin(Protocol):
@@ -52,10 +54,12 @@ def _nothing_to_interrupt(signum: int, frame: types.FrameType | None) -> None:
 class _Task:
     """A request between its arrival and its reply."""
 
-    __slots__ = ("origins", "record", "request", "state")
+    __slots__ = ("announced", "origins", "record", "request", "state")
 
     def __init__(self, request: Request, origin: Origin, record: Record) -> None:
         self.request = request
+        #: whether it is known of, but still on its way
+        self.announced = False
         self.origins = [origin]
         self.record = record
         self.state = "queued"  # then "running"; or "done" at once, when cancelled
@@ -94,6 +98,8 @@ class Engine:
         self._records = Records(max_records, max_bytes)
         self._refused: OrderedDict[str, None] = OrderedDict()
         self._expected: OrderedDict[str, list[Origin]] = OrderedDict()
+        #: by client: how many of its executes failed that abort what is queued behind them
+        self._failures: OrderedDict[Any, int] = OrderedDict()
         self._completed = 0
         self._running: _Task | None = None
         self._interruptible = False
@@ -108,29 +114,58 @@ class Engine:
     def submit(self, request: Request, origin: Origin) -> None:
         """Queue a request.  Thread-safe."""
         task = self._admit(request, origin)
-        if task is None:
-            origin.reply(Reply(request.msg_id, "aborted", self.key))
-        else:
+        if task is not None:
             self._queue.put(task)
 
     def run_now(self, request: Request, origin: Origin) -> None:
-        """Run a request that the backend's scheduler placed here, on the engine's thread."""
+        """Run a request whose turn the backend has decided; on the engine's thread."""
         task = self._admit(request, origin)
         if task is not None:
             origin.started(request.msg_id)
             self._run(task)
 
     def _admit(self, request: Request, origin: Origin) -> _Task | None:
-        """Take a request on, unless it was cancelled before it came."""
+        """Take a request on, or answer one that was cancelled before it came."""
         msg_id = request.msg_id
         with self._lock:
+            task = self._tasks.get(msg_id)
             if msg_id in self._refused:
-                return None
-            record = Record(request)
-            task = self._tasks[msg_id] = _Task(request, origin, record)
-            task.origins += self._expected.pop(msg_id, ())
-            self._records.add(record)
+                task = None
+            elif task is not None:  # announced before
+                task.announced = False
+                task.request = task.record.request = request
+                task.origins[0] = origin
+            else:
+                task = self._enlist(request, origin)
+        if task is None:
+            origin.reply(Reply(msg_id, "aborted", self.key))
         return task
+
+    def _enlist(self, request: Request, origin: Origin) -> _Task:
+        record = Record(request)
+        task = self._tasks[request.msg_id] = _Task(request, origin, record)
+        task.origins += self._expected.pop(request.msg_id, ())
+        self._records.add(record)
+        return task
+
+    def announce(self, requests: Sequence[Request], origin: Origin) -> None:
+        """Take note of requests that wait for this engine where the backend keeps them.
+
+        They count as queued, and can be cancelled.  What has been here already is not
+        noted again.  Thread-safe.
+        """
+        with self._lock:
+            for request in requests:
+                if request.msg_id not in self._records and request.msg_id not in self._refused:
+                    self._enlist(request, origin).announced = True
+
+    def forget_announced(self, client: str) -> None:
+        """Take back what :meth:`announce` noted of a client that is gone."""
+        with self._lock:
+            for msg_id, task in list(self._tasks.items()):
+                if task.announced and task.request.header.get("client") == client:
+                    del self._tasks[msg_id]
+                    self._records.drop(msg_id)
 
     def call(self, function: Callable[[], None]) -> None:
         """Queue anything else that is to run on the engine's thread.  Thread-safe."""
@@ -144,18 +179,29 @@ class Engine:
 
     def run(self) -> None:
         """Run what is queued until :meth:`stop`; on the main thread if ``own_process``."""
-        self._thread_id = threading.get_ident()
-        set_current(self, process=self.own_process)
-        with self._captured():
-            if self.own_process:
-                run_startup_files(self.shell, os.environ.get("PXCOMPAT_PROFILE_DIR"))
+        with self.active():
             while (item := self._queue.get()) is not None:
                 if isinstance(item, _Task):
                     self._run(item)
                 else:
                     self._call(item)
-        set_current(None, process=self.own_process)
-        self._flusher.stop()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Make this thread the engine's: what runs here is captured and can be interrupted.
+
+        For backends that call :meth:`run_now` instead of :meth:`run`.
+        """
+        self._thread_id = threading.get_ident()
+        set_current(self, process=self.own_process)
+        try:
+            with self._captured():
+                if self.own_process:
+                    run_startup_files(self.shell, os.environ.get("PXCOMPAT_PROFILE_DIR"))
+                yield
+        finally:
+            set_current(None, process=self.own_process)
+            self._flusher.stop()
 
     @contextmanager
     def _captured(self) -> Iterator[None]:
@@ -209,10 +255,16 @@ class Engine:
         with self._lock:
             if task.state != "queued":
                 return
-            task.state = "running"
-            task.record.started = time.time()
-            self._running = task
-        request = task.request
+            request = task.request
+            failures = self._failures.get(request.header.get("client"), 0)
+            late = request.kind == "execute" and request.header.get("heard", 0) < failures
+            if not late:
+                task.state = "running"
+                task.record.started = time.time()
+                self._running = task
+        if late:  # sent in the belief that what came before it would do well
+            self._finish(task, Reply(request.msg_id, "aborted", self.key))
+            return
         output = RequestOutput(lambda event: self._tell_output(task, event), self._flusher)
         self.shell.output = output
         reply = Reply(request.msg_id, "ok", self.key)
@@ -240,9 +292,16 @@ class Engine:
         reply.started = task.record.started
         reply.completed = time.time()
         if reply.status == "error" and request.kind == "execute" and not request.content["silent"]:
-            # before the reply: what the client sends when it has it is not to be aborted
-            self._abort_executes(request.header.get("client"))
+            reply.content["failures"] = self._count_failure(request.header.get("client"))
         self._finish(task, reply)
+
+    def _count_failure(self, client: Any) -> int:
+        """Count a failure that aborts the client's executes until it has heard of it."""
+        with self._lock:
+            count = self._failures[client] = self._failures.pop(client, 0) + 1
+            while len(self._failures) > CLIENTS_LIMIT:
+                self._failures.popitem(last=False)
+        return count
 
     def _finish(self, task: _Task, reply: Reply) -> None:
         with self._lock:
@@ -363,6 +422,8 @@ class Engine:
                 if task is not None and task.state == "queued":
                     task.state = "done"
                     cancelled.append(task)
+                    if task.announced:
+                        self._refused[msg_id] = None
                     answer["cancelled"].append(msg_id)
                 elif task is not None:
                     answer["running"].append(msg_id)
@@ -376,17 +437,6 @@ class Engine:
         for task in cancelled:
             self._finish(task, Reply(task.request.msg_id, "aborted", self.key))
         return answer
-
-    def _abort_executes(self, client: Any) -> None:
-        with self._lock:
-            queued = [
-                task.request.msg_id
-                for task in self._tasks.values()
-                if task.request.kind == "execute"
-                and task.state == "queued"
-                and task.request.header.get("client") == client
-            ]
-        self.cancel(queued)
 
     def status(self) -> dict[str, Any]:
         """How busy the engine is: ids of queued requests and of the running one, and the

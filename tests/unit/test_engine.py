@@ -22,7 +22,9 @@ PATIENCE = 10
 class Recorder:
     """An Origin that notes what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: dict[str, int] | None = None) -> None:
+        #: failures that were heard of, by client
+        self.heard = {} if heard is None else heard
         self.said: list[tuple[str, Any]] = []
         self._changed = threading.Condition()
 
@@ -38,6 +40,8 @@ class Recorder:
         self._note(msg_id, event)
 
     def reply(self, reply: Reply) -> None:
+        if "failures" in reply.content:
+            self.heard[reply.msg_id.rpartition("_")[0]] = reply.content["failures"]
         self._note(reply.msg_id, reply)
 
     def _first(self, msg_id: str, kind: type) -> Any:
@@ -77,14 +81,18 @@ class Driver:
 
         ``show(data)`` displays: ``display`` itself is for the shell that has the process.
         """
-        self.me = Recorder()
+        self.me = Recorder(self.me.heard)
         self.engine.shell.reset(new_session=False)
         publish = self.engine.shell.display_pub.publish
         self.names["show"] = lambda data: publish({"text/plain": data})
 
     def request(self, kind: str, client: str = "me", **more: Any) -> Request:
         self.count += 1
-        header = {"client": client, "submitted": float(self.count)}
+        header = {
+            "client": client,
+            "submitted": float(self.count),
+            "heard": self.me.heard.get(client, 0),
+        }
         return Request(f"{client}_{self.count}", kind, "label", header=header, **more)
 
     def apply(self, code: str, *args: Any, client: str = "me", map: bool = False) -> str:
@@ -375,6 +383,35 @@ def test_a_queued_request_can_be_cancelled_and_never_runs(on):
     on.value(on.apply("def f(): return 1"))
     assert "ran" not in on.names
     assert on.me.replied().count(queued) == 1
+
+
+def test_what_is_announced_counts_as_queued_and_can_be_cancelled(on):
+    coming, cancelled = (
+        on.request("execute", content={"code": f"{name} = 1", "silent": False})
+        for name in ("came", "never")
+    )
+    on.engine.announce([coming, cancelled], on.me)
+    assert on.engine.status()["queue"] == [coming.msg_id, cancelled.msg_id]
+    assert on.engine.cancel([cancelled.msg_id])["cancelled"] == [cancelled.msg_id]
+    for request in (coming, cancelled):
+        on.engine.submit(request, on.me)
+    assert on.me.wait(coming.msg_id).status == "ok"
+    assert on.me.wait(cancelled.msg_id).status == "aborted"
+    # late news change nothing
+    on.engine.announce([coming, cancelled], on.me)
+    assert on.engine.status()["queue"] == []
+    assert "came" in on.names and "never" not in on.names
+
+
+def test_what_a_client_announced_goes_with_it(on):
+    theirs = on.request("execute", "them", content={"code": "1", "silent": True})
+    ours = on.request("execute", content={"code": "1", "silent": True})
+    on.engine.announce([theirs, ours], on.me)
+    on.engine.forget_announced("them")
+    assert on.engine.status()["queue"] == [ours.msg_id]
+    assert on.engine.query({"msg_id": theirs.msg_id}) == []
+    on.engine.forget_announced("me")
+    assert on.engine.status()["queue"] == []
 
 
 def test_what_is_cancelled_before_it_comes_is_refused(on):
