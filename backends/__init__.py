@@ -13,6 +13,7 @@ __all__ = ["get", "names"]
 #: name: (module that has the ``provider``, how to install what it needs)
 _BACKENDS = {
     "dask": ("pxcompat.backends.dask", "pip install pxcompat"),
+    "ray": ("pxcompat.backends.ray", 'pip install "pxcompat[ray]"'),
 }
 
 

@@ -377,9 +377,12 @@ class Dispatcher:
             result = ExecuteReply(reply.msg_id, reply.content, md)
             self._end(future, key, "ok", lambda: future.finish_value(result))
         else:
-            frames = reply.result or []
-            nbytes = sum(memoryview(frame).nbytes for frame in frames)
-            self._end(future, key, "ok", lambda: future.finish(frames, serialize.loads), nbytes)
+            result = reply.result or []
+            if isinstance(result, list):
+                nbytes = sum(memoryview(frame).nbytes for frame in result)
+            else:
+                nbytes = result.nbytes
+            self._end(future, key, "ok", lambda: future.finish(result, _load), nbytes)
 
     def _with_id(self, content: dict[str, Any], key: str | None) -> dict[str, Any]:
         info = dict(content.get("engine_info") or {})
@@ -419,6 +422,11 @@ class Dispatcher:
         future.metadata["status"] = "error"
         self._end(future, None, "error", lambda: future.fail(error))
         _complete(future.output)
+
+
+def _load(result: Frames | Handle) -> Any:
+    """The value of a result, brought here if it is elsewhere."""
+    return serialize.loads(result if isinstance(result, list) else result.fetch())
 
 
 def _complete(future: Future[None]) -> None:

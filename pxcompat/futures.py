@@ -9,7 +9,7 @@ from typing import Any
 
 from .protocol import Frames, Handle, OutputEvent
 
-__all__ = ["MessageFuture", "Metadata"]
+__all__ = ["MessageFuture", "Metadata", "overwritten"]
 
 Listener = Callable[[OutputEvent], None]
 
@@ -62,7 +62,7 @@ class Metadata(dict[str, Any]):
         while self._parts:
             stream, parts = self._parts.popitem()
             before, newline, line = dict.__getitem__(self, stream).rpartition("\n")
-            super().__setitem__(stream, before + newline + _overwritten(line + "".join(parts)))
+            super().__setitem__(stream, before + newline + overwritten(line + "".join(parts)))
 
     def __getitem__(self, key: str) -> Any:
         if self._parts:
@@ -112,7 +112,7 @@ class Metadata(dict[str, Any]):
         super().__setitem__(key, value)
 
 
-def _overwritten(text: str) -> str:
+def overwritten(text: str) -> str:
     """The text with what a carriage return overwrites taken out, as a terminal shows it."""
     if "\r" not in text:
         return text
@@ -160,8 +160,8 @@ class MessageFuture(Future[Any]):
         self.outputs = 0
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
-        self._frames: Frames | None = None
-        self._decode: Callable[[Frames], Any] | None = None
+        self._pickled: Frames | Handle | None = None
+        self._decode: Callable[[Frames | Handle], Any] | None = None
         self._value: Any = None
         self._failure: BaseException | None = None
 
@@ -196,11 +196,11 @@ class MessageFuture(Future[Any]):
             if self._decode is None:
                 return
             try:
-                self._value = self._decode(self._frames or [])
+                self._value = self._decode(self._pickled or [])
             except Exception as error:
                 self._failure = error
             # an interrupt gets past this, and the result can be asked for again
-            self._decode = self._frames = None
+            self._decode = self._pickled = None
 
     def listen(self, listener: Listener, replay: Callable[[Metadata], None]) -> Callable[[], None]:
         """Hear every output event from now on, after ``replay(metadata)`` of the past.
@@ -229,10 +229,12 @@ class MessageFuture(Future[Any]):
             for listener in listeners:
                 listener(event)
 
-    def finish(self, frames: Frames, decode: Callable[[Frames], Any]) -> None:
+    def finish(
+        self, pickled: Frames | Handle, decode: Callable[[Frames | Handle], Any]
+    ) -> None:
         """End well, with a result that ``decode`` unpickles when it is asked for."""
         with self._lock:
-            self._frames, self._decode = frames, decode
+            self._pickled, self._decode = pickled, decode
         super().set_result(None)
 
     def finish_value(self, value: Any) -> None:

@@ -48,12 +48,22 @@ Frames = list[bytes | bytearray | memoryview]
 
 @runtime_checkable
 class Handle(Protocol):
-    """Frames that a backend holds inside the cluster, made by :meth:`Backend.put`.
+    """Frames that a backend holds inside the cluster: made by :meth:`Backend.put`, or a large
+    result that stays where it was made until it is asked for.
 
     The value is dropped when the last reference to the handle goes.
     """
 
     nbytes: int
+
+    def fetch(self) -> Frames:
+        """The frames, brought to this process.
+
+        Raises
+        ------
+        pxcompat.error.EngineError
+            When what held them is gone.
+        """
 
 
 @dataclass(slots=True)
@@ -73,7 +83,8 @@ class Request:
     content
         ``execute`` only: ``code`` (str), ``silent`` (bool), ``store_history`` (bool).
         ``apply`` only: ``map`` (bool), True when ``function`` is to be mapped over
-        the sequences in ``arguments`` and the list of results returned.
+        the sequences in ``arguments`` and the list of results returned; ``copy`` (bool),
+        False when arrays in ``arguments`` may be read-only views of where they arrive.
     function, arguments
         ``apply`` only: the pickled callable, and the pickled ``(args, kwargs)``.
         Pickled apart, so that one function serves a whole map or fan-out.
@@ -131,7 +142,7 @@ class Reply:
     started, completed
         POSIX seconds on the engine's clock; None when it did not run.
     result
-        ``apply``, ok: the pickled return value.
+        ``apply``, ok: the pickled return value, or a handle of it.
     content
         ``execute``, ok: ``execution_count`` and ``execute_result`` (or None).
         ``error``: ``ename``, ``evalue``, ``traceback`` (list of str), ``engine_info``.
@@ -144,7 +155,7 @@ class Reply:
     engine: str | None = None
     started: float | None = None
     completed: float | None = None
-    result: Frames | None = None
+    result: Frames | Handle | None = None
     content: dict[str, Any] = field(default_factory=dict)
     outputs: int = 0
 
@@ -310,6 +321,8 @@ class LaunchSpec:
         Working directory, ``sys.path`` additions and environment changes of the engines.
     log_dir
         Folder for one log file a process; None: a temporary one that goes with the cluster.
+    lasting
+        Whether the cluster is meant to outlive whoever asked for it, as `pxcluster`'s is.
     options
         The backend's own settings, as its config class defines them.
     """
@@ -320,6 +333,7 @@ class LaunchSpec:
     path: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     log_dir: str | None = None
+    lasting: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 

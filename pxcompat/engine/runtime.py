@@ -331,7 +331,11 @@ class Engine:
         scope = shell.user_ns
         # the frames of a handle were filled in by the backend before it submitted
         function = serialize.loads(request.function, scope)  # type: ignore[arg-type]
-        args, kwargs = serialize.loads(request.arguments, scope)  # type: ignore[arg-type]
+        arguments: Any = request.arguments
+        if not request.content.get("copy", True):
+            # the same on every backend: not written to, whether it is shared there or not
+            arguments = [memoryview(frame).toreadonly() for frame in arguments]
+        args, kwargs = serialize.loads(arguments, scope)
         with shell.builtin_trap:
             if request.content.get("map"):
                 result = [self._awaited(value) for value in map(function, *args, **kwargs)]

@@ -1,0 +1,28 @@
+"""Ray: one actor an engine, and a registry actor that knows them all.
+
+=================  ====================================================================
+``launch``         starts a cluster, and finds one that is there
+``controller``     the process that holds a cluster which pxcompat started
+``session``        this process's connection to Ray: one, shared by its clients
+``registry``       the actor that knows the engines, and passes on questions and output
+``engine``         the actor that is an engine
+``post``           an engine's outgoing mail: output and answers, through the registry
+``wire``           requests and replies as arguments and return values of actor calls
+``backend``        in the client: :class:`pxcompat.protocol.Backend`
+``balanced``       calls that may run on any engine
+=================  ====================================================================
+
+A request is one call of the engine's actor, which Ray queues and runs on the actor's main
+thread; its reply is what the call returns.  While it runs that thread is busy, so whatever
+cannot wait for it goes through the registry::
+
+    client ── run(request) ───────────────────────────────> engine   reply: returned
+    client ── ask(question) ──> registry <── questions() ── engine   polled by a thread
+    client ── listen() ──────> registry <── tell(output) ── engine   posted by a thread
+"""
+
+from __future__ import annotations
+
+from .launch import provider
+
+__all__ = ["provider"]

@@ -1,0 +1,540 @@
+"""A client's connection to a Ray cluster of engines."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import signal as signals
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from pxcompat.error import BackendError, ConnectError, EngineError
+from pxcompat.protocol import (
+    Capabilities,
+    EngineInfo,
+    EventSink,
+    Frames,
+    Handle,
+    OutputEvent,
+    Reply,
+    Request,
+)
+
+from . import registry, session
+from .balanced import Placer
+from .controller import registry_order
+from .wire import (
+    StoredFrames,
+    pack_frames,
+    pack_request,
+    size,
+    unpack_frames,
+    unpack_output,
+    unpack_reply,
+)
+
+__all__ = ["RayBackend"]
+
+log = logging.getLogger("pxcompat.ray")
+
+#: seconds for the registry to say why an engine's calls fail
+LAST_WORDS = 3
+#: seconds after which a request that has no reply is announced to its engine
+ANNOUNCE = 0.1
+
+
+class _Result(StoredFrames):
+    """A result in the object store, on the node where it was made, until it is asked for."""
+
+    __slots__ = ("_backend",)
+
+    def __init__(self, ref: Any, nbytes: int, backend: RayBackend) -> None:
+        super().__init__(ref, nbytes)
+        self._backend = backend
+
+    def fetch(self) -> Frames:
+        """The frames, brought here."""
+        return self._backend.fetch(self)
+
+
+class _Engine:
+    def __init__(self, info: EngineInfo, handle: Any) -> None:
+        self.info = info
+        self.handle = handle
+        #: what was sent and has no reply, oldest first: msg_id to (request, when)
+        self.sent: OrderedDict[str, tuple[Request, float]] = OrderedDict()
+        self.announced: set[str] = set()
+        #: why it is gone, and until when its last words are waited for
+        self.reason: str | None = None
+        self.deadline: float | None = None
+
+
+class _Output:
+    """Puts the output events of a request, which come by two ways, into order."""
+
+    def __init__(self) -> None:
+        self.next = 0
+        self.early: dict[int, OutputEvent] = {}
+
+
+class RayBackend:
+    """:class:`pxcompat.protocol.Backend` on Ray.
+
+    Parameters
+    ----------
+    info : dict
+        ``address``, ``namespace`` and ``token`` of a cluster, as a connection file has them;
+        ``adopt``: how to start engines where none are (``n``, ``options``, ``setup``).
+    """
+
+    name = "ray"
+    capabilities = Capabilities(put_threshold=100 * 1024)
+
+    def __init__(self, info: Mapping[str, Any]) -> None:
+        self._info = info
+        self._namespace = info.get("namespace", "pxcompat")
+        self._session: session.Session | None = None
+        self._registry: Any = None
+        self._lock = threading.Lock()
+        self._engines: dict[str, _Engine] = {}
+        self._outputs: dict[str, _Output] = {}
+        self._questions: dict[int, tuple[Future[Any], str]] = {}
+        self._call_ids = itertools.count()
+        self._placer = Placer(self)
+        #: whatever arrives, for the one thread that tells the sink
+        self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="pxcompat-ray", daemon=True)
+        self._announcer = threading.Thread(
+            target=self._announce_late, name="pxcompat-ray-announce", daemon=True
+        )
+        self._something_sent = threading.Event()
+        self._closed = False
+        self._lingering = False
+        self.adopted = "adopt" in info
+        self.sink: EventSink
+
+    # -- connecting ------------------------------------------------------------------
+
+    def open(self, sink: EventSink, *, timeout: float = 5) -> None:
+        self.sink = sink
+        self._session = session.join(self._info, timeout)
+        try:
+            self._registry = self._find_registry(timeout)
+            known = self._get(
+                self._registry.hello.remote(sink.session), timeout, "asking the registry"
+            )
+        except BaseException:
+            self.close()
+            raise
+        self._thread.start()
+        self._announcer.start()
+        met = threading.Event()
+        self._events.put(lambda: self._hear(known))
+        self._events.put(met.set)
+        met.wait(timeout)
+        self._listen()
+
+    def _find_registry(self, timeout: float) -> Any:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return ray.get_actor(registry.NAME, namespace=self._namespace)
+            except ValueError:
+                if self.adopted:
+                    return self._create_registry()
+                if time.monotonic() > deadline:
+                    raise ConnectError(
+                        f"the Ray cluster at {self._info['address']} has no engines of pxcompat "
+                        f"in its namespace {self._namespace!r} (stage: finding the registry): its "
+                        "cluster was stopped"
+                    ) from None
+                time.sleep(0.05)  # a name may take a moment to be known everywhere
+
+    def _create_registry(self) -> Any:
+        """Start engines on a Ray that somebody else runs."""
+        adopt = self._info["adopt"]
+        order = registry_order(
+            adopt["options"], adopt["setup"], self._namespace, logs="", own=False
+        )
+        assert self._session is not None
+        self._session.keep()  # the engines go with the connection
+        made = registry.create(order, detached=False)
+        n = adopt["n"] or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        patience = order["patience"]
+        keys = self._get(made.start_engines.remote(n), patience, "starting the registry")
+        failures = self._get(made.await_engines.remote(keys), patience + 30, "starting engines")
+        if failures:
+            self._get(made.stop.remote(), patience, "giving up")
+            ray.kill(made)
+            raise BackendError(
+                f"{len(failures)} of {n} engines did not start on the Ray cluster at "
+                f"{self._info['address']}: {failures[0]}"
+            )
+        return made
+
+    def _get(self, ref: Any, timeout: float, stage: str) -> Any:
+        try:
+            return ray.get(ref, timeout=timeout)
+        except (GetTimeoutError, RayError) as error:
+            raise ConnectError(
+                f"the Ray cluster at {self._info['address']} does not answer (stage: {stage}; "
+                f"waited {timeout:g} s at most): {type(error).__name__}: {error}"
+            ) from error
+
+    # -- what arrives ------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Tell the sink what arrives, one thing after the other."""
+        while True:
+            waiting = [e.deadline for e in self._engines.values() if e.deadline is not None]
+            try:
+                timeout = max(0.0, min(waiting) - time.monotonic()) if waiting else None
+                event = self._events.get(timeout=timeout)
+            except queue.Empty:
+                self._bury(time.monotonic())
+                continue
+            if event is None:
+                return
+            try:
+                event()
+            except Exception:
+                log.exception("an event of the cluster could not be dealt with")
+
+    def _listen(self) -> None:
+        """Ask for our mail; asked again when it comes."""
+        if not self._alive():
+            return
+        self._registry.listen.remote(self.sink.session).future().add_done_callback(
+            lambda mail: self._events.put(lambda: self._receive(mail))
+        )
+
+    def _receive(self, mail: Future[Any]) -> None:
+        if self._closed and not self._lingering:
+            return
+        failure = mail.exception()
+        if failure is None and mail.result() is not None:
+            self._listen()
+            self._hear(mail.result())
+            return
+        reason = registry.why(failure) if failure is not None else "it does not know us any more"
+        self._lost(f"the Ray cluster at {self._info['address']} is out of reach: {reason}")
+
+    def _hear(self, messages: Sequence[tuple[Any, ...]]) -> None:
+        for message in messages:
+            kind, *fields = message
+            if kind == "up":
+                self._meet(*fields)
+            elif kind == "down":
+                self._down(*fields)
+            elif kind == "output":
+                msg_id, *event = fields
+                self._output(msg_id, unpack_output(*event))
+            elif kind == "reply":
+                self._reply(unpack_reply(*fields))
+            elif kind == "answer":
+                self._answer(*fields)
+
+    def _meet(self, info: Mapping[str, Any], handle: Any) -> None:
+        engine = _Engine(EngineInfo(**info), handle)
+        with self._lock:
+            self._engines[engine.info.key] = engine
+        self.sink.engine_up(engine.info)
+        self._placer.place()
+
+    def _down(self, key: str, reason: str) -> None:
+        engine = self._engines.get(key)
+        if engine is None:
+            self.sink.engine_down(key, reason)  # it never was up
+            return
+        engine.reason = reason
+        engine.deadline = time.monotonic() + LAST_WORDS
+        self._bury(0)
+
+    def _bury(self, now: float) -> None:
+        """Report engines that are gone, once all they said is here."""
+        for key, engine in list(self._engines.items()):
+            if engine.deadline is None:
+                continue
+            overdue = now >= engine.deadline
+            if overdue or (engine.reason is not None and not engine.sent):
+                with self._lock:
+                    del self._engines[key]
+                self.sink.engine_down(key, engine.reason or "Ray lost the connection to it")
+                self._placer.engine_gone(key)
+
+    def _lost(self, reason: str) -> None:
+        """The cluster is gone."""
+        if self._session is not None:
+            self._session.lost()
+        for key in list(self._engines):
+            self._engines.pop(key)
+            self.sink.engine_down(key, reason)
+        with self._lock:
+            questions, self._questions = self._questions, {}
+        for future, name in questions.values():
+            future.set_exception(EngineError(f"{name} is out of reach: {reason}"))
+        self._placer.close()
+        self.sink.disconnected(reason)
+
+    def _output(self, msg_id: str, event: OutputEvent) -> None:
+        state = self._outputs.setdefault(msg_id, _Output())
+        state.early[event.seq] = event
+        while (event := state.early.pop(state.next, None)) is not None:  # type: ignore[assignment]
+            state.next += 1
+            self.sink.output(msg_id, event)
+
+    def _reply(self, reply: Reply) -> None:
+        self.sink.reply(reply)
+
+    # -- requests ----------------------------------------------------------------------
+
+    def send(self, key: str, requests: Sequence[Request]) -> None:
+        engine = self._engines.get(key)
+        if engine is None or not self._alive():
+            self.sink.engine_down(key, "no such engine")
+            return
+        for request in requests:
+            self._call(engine, request)
+
+    def _call(self, engine: _Engine, request: Request) -> None:
+        head, function, arguments = pack_request(request)
+        with self._lock:
+            engine.sent[request.msg_id] = (request, time.monotonic())
+        call = engine.handle.run.options(name=request.name, num_returns=2)
+        reply, apart = call.remote(head, function, arguments)
+        self._something_sent.set()
+        self.sink.sent(request.msg_id)
+        msg_id = request.msg_id
+        reply.future().add_done_callback(
+            lambda future: self._events.put(lambda: self._returned(engine, msg_id, future, apart))
+        )
+
+    def _returned(self, engine: _Engine, msg_id: str, call: Future[Any], apart: Any) -> None:
+        """A call of an engine's actor ended."""
+        failure = call.exception()
+        with self._lock:
+            engine.sent.pop(msg_id, None)
+            engine.announced.discard(msg_id)
+        if failure is None:
+            head, late = call.result()
+            for event in late:
+                self._output(msg_id, unpack_output(*event))
+            if isinstance(head[5], int):
+                apart = _Result(apart, head[5], self)
+            reply = unpack_reply(head, apart)
+            self._outputs.pop(msg_id, None) if not reply.outputs else None
+            self._placer.finished(msg_id, reply)
+            self._reply(reply)
+        elif isinstance(failure, RayTaskError):
+            self._fail(engine, msg_id, f"its engine could not run it: {failure}")
+        elif engine.deadline is None:
+            # why it died, the registry knows
+            engine.deadline = time.monotonic() + LAST_WORDS
+            engine.reason = None
+        if engine.deadline is not None:
+            self._bury(0)
+
+    def _fail(self, engine: _Engine, msg_id: str, why: str) -> None:
+        content = {
+            "ename": "EngineError",
+            "evalue": why,
+            "traceback": [],
+            "engine_info": {
+                "engine_uuid": engine.info.key,
+                "engine_id": engine.info.id,
+                "method": "apply",
+            },
+        }
+        reply = Reply(msg_id, "error", engine.info.key, content=content)
+        self._placer.finished(msg_id, reply)
+        self._reply(reply)
+
+    def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
+        self._placer.submit(requests, candidates)
+
+    def fetch(self, stored: StoredFrames) -> Frames:
+        """Bring frames from the object store; theirs is memory of this process."""
+        try:
+            frames = unpack_frames(ray.get(stored.ref))
+        except RayError as error:
+            raise EngineError(
+                f"a result of {stored.nbytes} bytes is lost: it was not fetched before the node "
+                f"that held it went ({registry.why(error)})"
+            ) from error
+        return frames or []
+
+    def put(self, frames: Frames, keys: Sequence[str]) -> Handle:
+        return StoredFrames(ray.put(pack_frames(frames)), size(frames))
+
+    # -- questions -----------------------------------------------------------------------
+
+    def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
+        answer: Future[Any] = Future()
+        if not self._alive():
+            answer.set_exception(EngineError("the cluster is out of reach"))
+            return answer
+        engine = None if key is None else self._engines.get(key)
+        if key is not None and engine is None:
+            answer.set_exception(EngineError(f"there is no engine {key}"))
+            return answer
+        name = "the cluster's registry" if engine is None else f"engine {engine.info.id}"
+        with self._lock:
+            call_id = next(self._call_ids)
+            self._questions[call_id] = (answer, name)
+        me = self.sink.session
+        if engine is None:
+            if op == "unassigned":
+                self._registry.note.remote(me, self._placer.unassigned())
+            self._registry.command.remote(me, call_id, op, dict(args))
+        else:
+            # what waits in Ray's queue counts, too
+            asked = {**args, "announced": self._unannounced(engine, 0)}
+            self._registry.ask.remote(me, call_id, engine.info.key, op, asked)
+        return answer
+
+    def _answer(self, call_id: int, ok: bool | None, value: Any) -> None:
+        with self._lock:
+            asked = self._questions.pop(call_id, None)
+        if asked is None:
+            return
+        future, name = asked
+        if ok:
+            future.set_result(value)
+        elif ok is None:
+            future.set_exception(EngineError(f"{name} is out of reach: {value}"))
+        else:
+            future.set_exception(BackendError(f"{name} answers: {value}"))
+
+    def _unannounced(self, engine: _Engine, age: float) -> list[tuple[Any, ...]]:
+        """Heads of requests sent to an engine, without reply for so many seconds, of which
+        it has not been told but by the calls themselves."""
+        before = time.monotonic() - age
+        heads = []
+        with self._lock:
+            for msg_id, (request, when) in engine.sent.items():
+                if when > before:
+                    break
+                if msg_id not in engine.announced:
+                    engine.announced.add(msg_id)
+                    heads.append(pack_request(request)[0])
+        return heads
+
+    def _announce_late(self) -> None:
+        """Tell engines what waits for them in Ray's queue, where nobody else can see it."""
+        while True:
+            self._something_sent.wait()
+            if self._closed:
+                return
+            self._something_sent.clear()
+            waiting = True
+            while waiting and not self._closed:
+                self._something_sent.wait(ANNOUNCE) if self._closed else time.sleep(ANNOUNCE)
+                waiting = False
+                for engine in list(self._engines.values()):
+                    if heads := self._unannounced(engine, ANNOUNCE):
+                        self._tell(engine, heads)
+                    with self._lock:
+                        waiting = waiting or len(engine.announced) < len(engine.sent)
+
+    def _tell(self, engine: _Engine, heads: list[tuple[Any, ...]]) -> None:
+        if self._alive():
+            self._registry.ask.remote(
+                self.sink.session, -1, engine.info.key, "announce", {"announced": heads}
+            )
+
+    def cancel(self, key: str | None, msg_ids: Sequence[str]) -> Future[list[str]]:
+        if key is None:
+            return self._placer.cancel(msg_ids)
+        return self.cancel_on(key, msg_ids)
+
+    def cancel_on(self, key: str, msg_ids: Sequence[str]) -> Future[list[str]]:
+        """Cancel requests on one engine."""
+        cancelled: Future[list[str]] = Future()
+        answer = self.control(key, "cancel", {"msg_ids": list(msg_ids)})
+        answer.add_done_callback(lambda f: _forward(f, cancelled, lambda v: list(v["cancelled"])))
+        return cancelled
+
+    def signal(self, key: str, signum: int) -> Future[None]:
+        signum = int(signals.Signals(signum)) if signum else 0
+        done: Future[None] = Future()
+
+        def check(refusal: str) -> None:
+            if refusal:
+                raise EngineError(refusal)
+
+        answer = self.control(None, "signal", {"key": key, "signum": signum})
+        answer.add_done_callback(lambda f: _forward(f, done, check))
+        return done
+
+    # -- the cluster ----------------------------------------------------------------------
+
+    def start_engines(self, n: int) -> Future[list[str]]:
+        return self.control(None, "start_engines", {"n": n})
+
+    def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
+        return self.control(None, "stop_engines", {"keys": list(keys), "force": force})
+
+    def stop_cluster(self) -> Future[None]:
+        return self.control(None, "stop", {})
+
+    @property
+    def dashboard_link(self) -> str:
+        return str(
+            self._info.get("dashboard") or (self._session.dashboard if self._session else "")
+        )
+
+    @property
+    def native(self) -> Any:
+        return ray
+
+    def native_client(self) -> Any:
+        return ray
+
+    def engines(self) -> list[_Engine]:
+        """The engines that are there."""
+        with self._lock:
+            return [engine for engine in self._engines.values() if engine.deadline is None]
+
+    def load(self, engine: _Engine) -> int:
+        """How many requests of ours an engine has."""
+        return len(engine.sent)
+
+    def call(self, engine: _Engine, request: Request) -> None:
+        """Send one request to an engine."""
+        self._call(engine, request)
+
+    def _alive(self) -> bool:
+        return self._session is not None and self._session.alive
+
+    def close(self, *, timeout: float = 5) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._something_sent.set()
+        if self._session is None:
+            return
+        if self._registry is not None and self._thread.is_alive():
+            self._placer.close()
+            if self._alive():
+                self._registry.goodbye.remote(self.sink.session)
+            self._events.put(None)
+            if threading.current_thread() is not self._thread:
+                self._thread.join(timeout)
+                self._announcer.join(timeout)
+        self._engines.clear()
+        self._session.leave()
+
+
+def _forward(source: Future[Any], target: Future[Any], convert: Any) -> None:
+    try:
+        target.set_result(convert(source.result()))
+    except Exception as error:
+        target.set_exception(error)

@@ -1,0 +1,175 @@
+"""The process that holds a Ray cluster which pxcompat started.
+
+It starts Ray, or connects to the Ray whose address it was given, and owns the registry
+actor, which owns the engines.  All of it ends with its owner (see ``controlled``), by
+SIGTERM, or when a client asks for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from typing import Any
+
+import psutil
+
+from ..controlled import read_order, say, settle
+from . import session
+
+__all__ = ["main"]
+
+#: seconds for Ray's processes to end by themselves, before they are killed
+GRACE = 5
+
+
+class _Controller:
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.order = order
+        self.options: dict[str, Any] = order["options"]
+        self.address = self.options.get("address")
+        self.folder = tempfile.mkdtemp(prefix="pxcompat-")
+        self.logs = "" if self.address else order.get("log_dir") or self.folder
+        self.registry: Any = None
+        self.detached = False
+        self.wake, self.end = os.pipe()
+
+    def run(self) -> None:
+        try:
+            if self.logs:
+                os.makedirs(self.logs, mode=0o700, exist_ok=True)
+            info = self._start()
+            say({"info": info})
+            self._watch()
+        finally:
+            self._stop()
+
+    def _start(self) -> dict[str, Any]:
+        ray = session.import_ray()
+        if self.address:
+            info = {
+                "address": self.address,
+                "namespace": f"pxcompat-{os.path.basename(self.folder)}",
+            }
+            connection = session.join(info, self.options.get("timeout", 10))
+            address, dashboard = connection.address, connection.dashboard
+            token = None
+        else:
+            token = session.user_token()
+            context = session.start_head(
+                self.order["host"], self.folder, token, self.options.get("init", {})
+            )
+            address = context.address_info["address"]
+            dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
+            info = {"address": address, "namespace": "pxcompat"}
+        from . import registry
+
+        self.detached = bool(self.address and self.order.get("lasting"))
+        self.registry = registry.create(
+            registry_order(
+                self.options, self.order, info["namespace"], self.logs, own=not self.address
+            ),
+            detached=self.detached,
+        )
+        ray.get(self.registry.start_engines.remote(self.order["n"]))
+        return {
+            "backend": "ray",
+            **info,
+            "dashboard": dashboard,
+            "token": token,
+            "pid": os.getpid(),
+            "logs": self.logs,
+            "folder": self.folder,
+        }
+
+    def _watch(self) -> None:
+        """Until the owner, Ray, or somebody's word ends the cluster."""
+        signal.signal(signal.SIGTERM, lambda *_: os.write(self.end, b"x"))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=self._await_end, daemon=True).start()
+        while True:
+            ready, _, _ = select.select([0, self.wake], [], [])
+            if self.wake in ready or not os.read(0, 4096):
+                return
+
+    def _await_end(self) -> None:
+        ray = session.import_ray()
+        try:
+            ray.get(self.registry.ended.remote())
+        except Exception:
+            traceback.print_exc()
+        os.write(self.end, b"x")
+
+    def _stop(self) -> None:
+        ray = session.import_ray()
+        children = psutil.Process().children(recursive=True)
+        with contextlib.suppress(Exception):
+            if self.address and self.registry is not None:
+                # somebody else's Ray goes on, without our actors
+                ray.get(self.registry.stop.remote(), timeout=GRACE)
+                ray.kill(self.registry)
+        if ray.is_initialized():
+            ray.shutdown()
+        deadline = time.monotonic() + GRACE
+        _, alive = psutil.wait_procs(children, max(0, deadline - time.monotonic()))
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, 1)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def registry_order(
+    options: dict[str, Any],
+    setup: dict[str, Any],
+    namespace: str,
+    logs: str,
+    *,
+    own: bool,
+) -> dict[str, Any]:
+    """What a registry is told; see :class:`registry.Registry`."""
+    names = ("num_cpus", "num_gpus", "resources", "runtime_env", "scheduling_strategy")
+    actor = {name: options[name] for name in names if options.get(name) is not None}
+    # on a Ray of their own engines always fit, and leave the CPUs to Ray's tasks
+    actor.setdefault("num_cpus", 0 if own else 1)
+    return {
+        "namespace": namespace,
+        "actor": actor,
+        "patience": options.get("patience", 30),
+        "setup": {
+            "cwd": setup["cwd"],
+            "path": setup["path"],
+            "env": setup["env"],
+            "logs": logs,
+            "engine": options.get("engine", {}),
+        },
+    }
+
+
+def main() -> None:
+    """Run the controller that stdin orders."""
+    order = read_order()
+    if order is None:
+        return
+    settle(order)
+    # what Ray prints is for the log; the answer is alone on stdout
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(answer, "w", buffering=1)
+    try:
+        _Controller(order).run()
+    except BaseException as error:
+        traceback.print_exc()
+        say({"error": f"{type(error).__name__}: {error}"})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The actor that is an engine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+import ray
+
+from pxcompat.engine.runtime import Engine
+from pxcompat.protocol import OutputEvent, Reply
+
+from ..controlled import settle
+from .post import Letter, Post
+from .wire import pack_output, pack_reply, unpack_request
+
+__all__ = ["EngineActor"]
+
+
+class _Mailed:
+    """The Origin of requests whose replies go by mail: announced ones, and other clients'."""
+
+    def __init__(self, post: Post, session: str) -> None:
+        self._post = post
+        self.session = session
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.session == self.session
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def started(self, msg_id: str) -> None:
+        """Its client knows: it is the oldest of those it sent here."""
+
+    def output(self, msg_id: str, event: OutputEvent) -> None:
+        message = ("output", msg_id, *pack_output(event))
+        self._post.send(Letter(self.session, message, _weight(event)))
+
+    def reply(self, reply: Reply) -> None:
+        packed = pack_reply(reply)
+        nbytes = sum(len(frame) for frame in reply.result or ())
+        self._post.send(Letter(self.session, ("reply", *packed), nbytes + 200))
+
+
+class _Called(_Mailed):
+    """The Origin of a request whose reply is what its call returns."""
+
+    answer: Reply
+
+    def output(self, msg_id: str, event: OutputEvent) -> None:
+        super().output(msg_id, event)
+        if threading.current_thread() is threading.main_thread():
+            self._post.wait_for_room()  # who prints faster than the network has to wait
+
+    def reply(self, reply: Reply) -> None:
+        self.answer = reply
+
+
+def _weight(event: OutputEvent) -> int:
+    """About how many bytes an event has."""
+    nbytes = 200
+    for value in event.content.values():
+        parts = value.values() if isinstance(value, dict) else [value]
+        nbytes += sum(len(part) for part in parts if isinstance(part, (str, bytes, list)))
+    return nbytes
+
+
+class EngineActor:
+    """An engine: a Ray actor whose calls run on its process's main thread, one at a time.
+
+    Parameters
+    ----------
+    registry : ActorHandle
+        Owns this actor.
+    key : str
+        The engine's uuid.
+    id : int
+        The engine's id.
+    setup : dict
+        ``cwd``, ``path``, ``env``: as in :class:`pxcompat.protocol.LaunchSpec`;
+        ``logs``: folder for the log file, or None; ``engine``: options of
+        :class:`pxcompat.engine.runtime.Engine`.
+    """
+
+    def __init__(self, registry: Any, key: str, id: int, setup: dict[str, Any]) -> None:
+        from pxcompat import alias
+
+        # Ray blocks it in its processes; unblocked, it interrupts the main thread
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is an engine to interrupt
+        settle(setup)
+        _log_to(setup.get("logs"), f"engine-{key[:8]}")
+        # notebooks written for ipyparallel import it on engines too
+        alias.enable()
+        self._engine = Engine(key, own_process=True, **setup["engine"])
+        self._engine.id = id
+        self._engine.native = ray.get_runtime_context().current_actor
+        self._registry = registry
+        self._post = Post(registry)
+        self._active = contextlib.ExitStack()
+        # the user's start-up files run here: what cannot start up is never offered to anybody
+        self._active.enter_context(self._engine.active())
+        description = self._engine.describe()
+        node = ray.get_runtime_context().get_node_id()
+        ray.get(registry.register.remote(**description, node=node))
+        threading.Thread(target=self._answer_questions, name="pxcompat-ask", daemon=True).start()
+
+    def run(self, head: tuple[Any, ...], function: Any = None, arguments: Any = None) -> Any:
+        """Run a request; its reply with the last of its output, and a large result apart."""
+        request = unpack_request(head, function, arguments)
+        origin = _Called(self._post, request.header["client"])
+        del function, arguments  # in the object store; the engine has its copy
+        self._engine.run_now(request, origin)
+        reply, apart = pack_reply(origin.answer)
+        return (reply, self._post.take_back(origin.session, request.msg_id)), apart
+
+    def stop(self) -> None:
+        """End the actor."""
+        self._active.close()
+        ray.actor.exit_actor()
+
+    def bye(self, never: Any) -> None:
+        """Called by the registry with what never comes, to be told of this actor's end."""
+
+    # -- while the main thread is busy ---------------------------------------------
+
+    def _answer_questions(self) -> None:
+        while True:
+            try:
+                questions = ray.get(self._registry.questions.remote(self._engine.key))
+            except ray.exceptions.RayError:
+                return  # Ray ends the engine, whose owner the registry is
+            for session, call_id, question, args in questions:
+                try:
+                    value, ok = self._answer(session, question, args), True
+                except Exception as error:
+                    value, ok = f"{type(error).__name__}: {error}", False
+                self._post.send(Letter(session, ("answer", call_id, ok, value), 200))
+
+    def _answer(self, session: str, question: str, args: dict[str, Any]) -> Any:
+        engine = self._engine
+        origin = _Mailed(self._post, session)
+        engine.announce([unpack_request(head) for head in args.pop("announced", ())], origin)
+        if question == "cancel":
+            return engine.cancel(args["msg_ids"])
+        if question == "status":
+            return engine.status()
+        if question == "query":
+            return engine.query(args["query"])
+        if question == "purge":
+            return engine.purge(args["msg_ids"])
+        if question == "attach":
+            return engine.attach(args["msg_id"], origin)
+        if question == "recall":
+            return engine.recall(args["msg_id"])
+        if question == "announce":
+            return None
+        if question == "forget":
+            return engine.forget_announced(args["client"])
+        raise ValueError(f"an engine does not know the question {question!r}")
+
+
+def _log_to(folder: str | None, name: str) -> None:
+    """Have this process write into a log file of its own, where the folder is."""
+    if not folder or not os.path.isdir(folder):
+        return  # another host: Ray keeps its log
+    out = os.open(
+        os.path.join(folder, f"{name}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+    )
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.close(out)
+    print(f"{name} on {socket.gethostname()}, process {os.getpid()}", flush=True)

@@ -1,0 +1,109 @@
+"""Starting a Ray cluster of engines, and finding one that is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pxcompat.protocol import Backend, LaunchSpec
+
+from ..controlled import LaunchedCluster, start
+from . import session
+
+__all__ = ["RayProvider", "provider"]
+
+# found missing now, and not in the middle of something; loaded when it is needed
+session.require_ray()
+
+
+class RayProvider:
+    """The Ray backend's :class:`pxcompat.protocol.Provider`.
+
+    Its options, as ``c.RayBackend.<name>`` in ``pxcompat_config.py`` or arguments of a Client:
+
+    ``num_cpus``, ``num_gpus``, ``resources``, ``runtime_env``, ``scheduling_strategy``
+        What each engine asks Ray for.  Default: one CPU on a cluster that somebody else runs,
+        nothing on one that is started for the engines.
+    ``patience``
+        Seconds for Ray to find a place for an engine (default 30).
+    ``address``
+        Start the engines of a new cluster on the Ray that runs there.
+    ``init``
+        Further arguments of ``ray.init`` for a Ray that is started: ``object_store_memory``,
+        ``dashboard_port`` ...
+    ``engine``
+        Options of :class:`pxcompat.engine.runtime.Engine`.
+    """
+
+    name = "ray"
+
+    def launch(self, spec: LaunchSpec, *, timeout: float = 60) -> LaunchedCluster:
+        environ: dict[str, str] = {}
+        if not spec.options.get("address"):
+            session.prepare_head(environ, spec.host)
+        return start(
+            "pxcompat.backends.ray.controller",
+            spec,
+            what="the Ray cluster",
+            timeout=timeout,
+            env=environ,
+            # needed next
+            meanwhile=session.import_ray,
+        )
+
+    def connect(self, info: Mapping[str, Any]) -> Backend:
+        from .backend import RayBackend
+
+        return RayBackend(info)
+
+    def adopt(self, target: Any, *, n: int | None = None, **options: Any) -> Backend | None:
+        address: str | None
+        if target is None:
+            address = session.ambient()
+        elif isinstance(target, str):
+            known = target.startswith("ray://") or target == "auto"
+            plain = re.fullmatch(r"[\w.\-]+:\d+", target) is not None
+            address = target if known or plain else None
+        else:
+            address = _address_of(target)
+        if address is None:
+            return None
+        return self.connect(
+            {
+                "backend": "ray",
+                "address": address,
+                "namespace": options.pop("namespace", "pxcompat"),
+                "adopt": {
+                    "n": n,
+                    "options": options,
+                    "setup": {
+                        "cwd": None,
+                        "path": [],
+                        "env": {
+                            name: value
+                            for name, value in os.environ.items()
+                            if name.startswith("PXCOMPAT_PROFILE")
+                        },
+                    },
+                },
+            }
+        )
+
+
+def _address_of(target: Any) -> str | None:
+    """The address of Ray's own context, cluster or module; asked without importing Ray."""
+    if getattr(target, "__name__", None) == "ray":
+        return session.ambient()
+    modules = {cls.__module__.partition(".")[0] for cls in type(target).__mro__}
+    if "ray" not in modules:
+        return None
+    info = getattr(target, "address_info", None)
+    if info:
+        return str(info["address"])
+    address = getattr(target, "address", None)
+    return str(address) if address else session.ambient()
+
+
+provider = RayProvider()

@@ -1,0 +1,443 @@
+"""The actor that knows the engines: who is there, what became of them, and what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pxcompat.protocol import EngineInfo
+
+from .engine import EngineActor
+from .post import Letter
+
+__all__ = ["NAME", "Registry", "create"]
+
+log = logging.getLogger("pxcompat.ray")
+
+#: the actor's name in its cluster's namespace
+NAME = "registry"
+#: calls that may wait in it: a poll for each client and engine, and their questions
+CALLS = 100_000
+#: bytes of mail that may wait for a client before its engines have to wait
+ROOM = 64 << 20
+#: seconds without a client asking for its mail, after which it is taken for dead
+SILENCE = 30
+#: engines remembered that ended before they were there
+STILLBORN = 64
+
+
+class _Box:
+    """The mail of one client."""
+
+    def __init__(self) -> None:
+        self.messages: deque[tuple[Any, ...]] = deque()
+        self.nbytes = 0
+        self.changed = asyncio.Condition()
+        self.listening = 0
+        self.heard = time.monotonic()
+        #: ids of its requests that no engine has yet
+        self.unassigned: list[str] = []
+
+    @property
+    def dead(self) -> bool:
+        return not self.listening and time.monotonic() - self.heard > SILENCE
+
+
+class _Entry:
+    """One engine."""
+
+    def __init__(self, key: str, id: int, handle: Any) -> None:
+        self.key = key
+        self.id = id
+        self.handle = handle
+        self.info: EngineInfo | None = None
+        self.node = ""
+        self.born = 0.0
+        self.registered = asyncio.Event()
+        self.gone = asyncio.Event()
+        #: why it ends, where we know better than Ray
+        self.reason: str | None = None
+        self.questions: deque[tuple[Any, ...]] = deque()
+        self.asked = asyncio.Condition()
+        #: (session, call_id) of questions that it has not answered
+        self.unanswered: set[tuple[str, int]] = set()
+
+
+class Registry:
+    """Knows every engine, gives it its id, and passes on what clients and engines say.
+
+    Ids rise and are never given twice.  An asynchronous actor: nothing here blocks.
+
+    Parameters
+    ----------
+    order : dict
+        ``setup``: how engines are set up (see :class:`EngineActor`);
+        ``actor``: Ray's options of their actors (``num_cpus``, ``resources`` ...);
+        ``namespace``: the cluster's; ``patience``: seconds for an engine to come up.
+    """
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self._order = order
+        self._me = ray.get_runtime_context().current_actor
+        self._node = ray.get_runtime_context().get_node_id()
+        self._never: Any = None
+        self._ids = itertools.count()
+        self._engines: dict[str, _Entry] = {}
+        self._stillborn: deque[tuple[str, str]] = deque(maxlen=STILLBORN)
+        self._boxes: dict[str, _Box] = {}
+        self._signallers: dict[str, Any] = {}
+        self._ended = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _background(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- what clients call ---------------------------------------------------------
+
+    async def hello(self, session: str) -> list[tuple[Any, ...]]:
+        """A client comes; what there is to know, as the first messages of its mail."""
+        box = self._boxes[session] = _Box()
+        box.messages.extend(
+            ("up", asdict(e.info), e.handle) for e in self._engines.values() if e.info is not None
+        )
+        box.messages.extend(("down", key, reason) for key, reason in self._stillborn)
+        known = list(box.messages)
+        box.messages.clear()
+        return known
+
+    async def listen(self, session: str) -> list[tuple[Any, ...]] | None:
+        """A client's mail, once there is some; None when we do not know the client (any more)."""
+        box = self._boxes.get(session)
+        if box is None:
+            return None
+        box.listening += 1
+        try:
+            async with box.changed:
+                await box.changed.wait_for(lambda: box.messages or session not in self._boxes)
+                mail = list(box.messages)
+                box.messages.clear()
+                box.nbytes = 0
+                box.changed.notify_all()
+        finally:
+            box.listening -= 1
+            box.heard = time.monotonic()
+        return mail
+
+    async def goodbye(self, session: str) -> None:
+        """A client leaves."""
+        await self._forget(session)
+
+    async def ask(self, session: str, call_id: int, key: str, op: str, args: Any) -> None:
+        """Ask an engine; the answer comes by mail."""
+        entry = self._engines.get(key)
+        if entry is None:
+            await self._put(session, ("answer", call_id, None, f"there is no engine {key}"))
+            return
+        entry.unanswered.add((session, call_id))
+        await self._question(entry, (session, call_id, op, args))
+
+    async def command(self, session: str, call_id: int, op: str, args: dict[str, Any]) -> None:
+        """Ask the registry itself; the answer comes by mail."""
+        commands: dict[str, Callable[..., Awaitable[Any]]] = {
+            "unassigned": self.unassigned,
+            "signal": self.signal,
+            "start_engines": self.start_engines,
+            "stop_engines": self.stop_engines,
+            "stop": self.stop,
+        }
+        try:
+            answer = ("answer", call_id, True, await commands[op](**args))
+        except Exception as error:
+            log.exception("a client's question %r failed", op)
+            answer = ("answer", call_id, False, f"{type(error).__name__}: {error}")
+        await self._put(session, answer)
+
+    async def note(self, session: str, unassigned: list[str]) -> None:
+        """A client says which of its requests no engine has yet."""
+        if session in self._boxes:
+            self._boxes[session].unassigned = unassigned
+
+    # -- what engines call -----------------------------------------------------------
+
+    async def register(self, key: str, pid: int, host: str, own_process: bool, node: str) -> None:
+        """An engine is ready."""
+        entry = self._engines.get(key)
+        if entry is None:
+            raise LookupError(f"the engine {key} was given up before it was ready")
+        entry.info = EngineInfo(key, entry.id, pid, host, f"{host}:{pid}", own_process)
+        entry.node = node
+        if node == self._node:
+            entry.born = psutil.Process(pid).create_time()
+        entry.registered.set()
+        await self._tell_all(("up", asdict(entry.info), entry.handle))
+
+    async def questions(self, key: str) -> list[tuple[Any, ...]]:
+        """The questions to an engine, once there are some."""
+        entry = self._engines[key]
+        async with entry.asked:
+            await entry.asked.wait_for(lambda: entry.questions)
+            asked = list(entry.questions)
+            entry.questions.clear()
+        return asked
+
+    async def tell(self, letters: Sequence[Letter]) -> None:
+        """Letters for clients; returns when there is room for more."""
+        for session, message, nbytes in letters:
+            if message[0] == "answer":
+                for entry in self._engines.values():
+                    entry.unanswered.discard((session, message[1]))
+            await self._put(session, message, nbytes)
+        for session in {letter[0] for letter in letters}:
+            await self._room(session)
+
+    # -- mail ------------------------------------------------------------------------
+
+    async def _put(self, session: str, message: tuple[Any, ...], nbytes: int = 100) -> None:
+        box = self._boxes.get(session)
+        if box is None:
+            return  # its client is gone; what engines remember stays for who asks
+        if box.dead:
+            await self._forget(session)
+            return
+        async with box.changed:
+            box.messages.append(message)
+            box.nbytes += nbytes
+            box.changed.notify_all()
+
+    async def _room(self, session: str) -> None:
+        """Wait until a client has taken its mail, or is dead."""
+        while (box := self._boxes.get(session)) is not None and box.nbytes > ROOM:
+            if box.dead:
+                await self._forget(session)
+                return
+            async with box.changed:
+                try:
+                    await asyncio.wait_for(box.changed.wait(), 1)
+                except asyncio.TimeoutError:
+                    continue
+
+    async def _tell_all(self, message: tuple[Any, ...]) -> None:
+        for session in list(self._boxes):
+            await self._put(session, message)
+
+    async def _forget(self, session: str) -> None:
+        box = self._boxes.pop(session, None)
+        if box is None:
+            return
+        async with box.changed:
+            box.changed.notify_all()
+        for entry in list(self._engines.values()):
+            await self._question(entry, (session, -1, "forget", {"client": session}))
+
+    async def _question(self, entry: _Entry, question: tuple[Any, ...]) -> None:
+        async with entry.asked:
+            entry.questions.append(question)
+            entry.asked.notify_all()
+
+    # -- the life of engines ------------------------------------------------------------
+
+    async def forever(self) -> None:
+        """Never returns: what it would return is what :meth:`EngineActor.bye` waits for."""
+        await asyncio.Event().wait()
+
+    async def start_engines(self, n: int) -> list[str]:
+        """Start engines; their keys.  They register when they are ready."""
+        if self._never is None:
+            self._never = self._me.forever.remote()
+        return [self._start_engine() for _ in range(n)]
+
+    async def await_engines(self, keys: Sequence[str]) -> list[str]:
+        """Wait until engines are up or given up; why those that are not."""
+        waiting = [entry for key in keys if (entry := self._engines.get(key)) is not None]
+        for entry in waiting:
+            up = asyncio.ensure_future(entry.registered.wait())
+            gone = asyncio.ensure_future(entry.gone.wait())
+            await asyncio.wait([up, gone], return_when=asyncio.FIRST_COMPLETED)
+            up.cancel()
+            gone.cancel()
+        ended = dict(self._stillborn)
+        return [ended[key] for key in keys if key in ended]
+
+    def _start_engine(self) -> str:
+        key, id = uuid.uuid4().hex, next(self._ids)
+        actor = ray.remote(EngineActor).options(
+            name=f"engine-{id}",
+            namespace=self._order["namespace"],
+            max_restarts=0,  # a restarted engine without its names would lie
+            max_task_retries=0,
+            **self._order["actor"],
+        )
+        handle = actor.remote(self._me, key, id, self._order["setup"])
+        entry = self._engines[key] = _Entry(key, id, handle)
+        self._background(self._watch(entry))
+        self._background(self._expect(entry))
+        return key
+
+    async def _watch(self, entry: _Entry) -> None:
+        """Wait for the end of an engine, and say so."""
+        reason = "it ended"
+        try:
+            await entry.handle.bye.remote(self._never)
+        except ray.exceptions.RayError as error:
+            reason = why(error)
+        if entry.reason is not None:
+            reason = entry.reason
+        del self._engines[entry.key]
+        if entry.info is None:
+            self._stillborn.append((entry.key, reason))
+        for session, call_id in entry.unanswered:
+            await self._put(session, ("answer", call_id, None, f"engine {entry.id}: {reason}"))
+        await self._tell_all(("down", entry.key, reason))
+        entry.gone.set()
+
+    async def _expect(self, entry: _Entry) -> None:
+        """Give an engine up that Ray finds no place for."""
+        patience = self._order["patience"]
+        try:
+            await asyncio.wait_for(entry.registered.wait(), patience)
+        except asyncio.TimeoutError:
+            if entry.gone.is_set():
+                return
+            entry.reason = await asyncio.to_thread(self._no_place, patience)
+            ray.kill(entry.handle)
+
+    def _no_place(self, patience: float) -> str:
+        """Which resources an engine lacks."""
+        actor = self._order["actor"]
+        wanted = {"CPU": actor.get("num_cpus"), "GPU": actor.get("num_gpus")}
+        wanted |= actor.get("resources") or {}
+        has, free = ray.cluster_resources(), ray.available_resources()
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
+        missing = [
+            f"{name} ({free.get(name, 0):g} free of {has.get(name, 0):g} in the cluster)"
+            for name, amount in wanted.items()
+            if amount and free.get(name, 0) < amount
+        ]
+        lacks = f"what is missing: {', '.join(missing)}" if missing else "its process did not start"
+        return (
+            f"Ray did not start it within {patience:g} s. It asks for {asked or 'no resources'}; "
+            f"{lacks}. Start fewer engines, free or add resources, or have engines ask for less "
+            "(num_cpus, num_gpus, resources of c.RayBackend)"
+        )
+
+    def _entry(self, key: str) -> _Entry:
+        try:
+            return self._engines[key]
+        except KeyError:
+            raise LookupError(f"there is no engine {key}") from None
+
+    async def stop_engines(self, keys: list[str], force: bool) -> None:
+        """Stop engines, after what they have queued or at once; return when they are gone."""
+        entries = [self._entry(key) for key in keys]
+        for entry in entries:
+            if force:
+                entry.reason = "it was shut down"
+                ray.kill(entry.handle)
+            else:
+                entry.handle.stop.remote()
+        for entry in entries:
+            await entry.gone.wait()
+
+    async def signal(self, key: str, signum: int) -> str:
+        """Send a signal to an engine's process; "" or why it cannot be done."""
+        entry = self._entry(key)
+        if entry.info is None:
+            return "it is still starting"
+        if signum == signal.SIGKILL:
+            entry.reason = f"its process was killed by signal {int(signum)} (SIGKILL)"
+        if entry.node == self._node:
+            return send_signal(entry.info.pid, entry.born, signum)
+        # by a process beside it: that works even when it holds its interpreter's lock
+        signaller = self._signallers.get(entry.node)
+        if signaller is None:
+            affinity = NodeAffinitySchedulingStrategy(entry.node, soft=False)
+            signaller = self._signallers[entry.node] = (
+                ray.remote(_Signaller)
+                .options(num_cpus=0, max_restarts=-1, scheduling_strategy=affinity)
+                .remote()
+            )
+        return str(await signaller.send.remote(entry.info.pid, signum))
+
+    async def unassigned(self) -> list[str]:
+        """Ids of balanced requests that no engine has yet, as far as clients have said."""
+        return [msg_id for box in self._boxes.values() for msg_id in box.unassigned]
+
+    async def ended(self) -> None:
+        """Return when somebody asked for the cluster's end."""
+        await self._ended.wait()
+
+    async def stop(self) -> None:
+        """End the cluster: the engines, and what holds it when that hears of it."""
+        for entry in list(self._engines.values()):
+            entry.reason = "its cluster was stopped"
+            ray.kill(entry.handle)
+        self._ended.set()
+
+
+class _Signaller:
+    """Sends signals on its node."""
+
+    def send(self, pid: int, signum: int) -> str:
+        return send_signal(pid, 0, signum)
+
+
+def send_signal(pid: int, born: float, signum: int) -> str:
+    """Send a signal to a process of this host, if it is still the same; "" or why not."""
+    try:
+        process = psutil.Process(pid)
+        if born and process.create_time() != born:
+            return f"its process {pid} has ended"
+        os.kill(pid, signum)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return f"its process {pid} has ended"
+    return ""
+
+
+def why(error: BaseException) -> str:
+    """What Ray says of an actor's end, without what it says every time."""
+    text = str(error)
+    _, found, cause = text.partition("The actor is dead because ")
+    cause = cause if found else text
+    for boilerplate in (" Some common causes include", "\nThe actor never ran", "\nPlease check"):
+        cause = cause.partition(boilerplate)[0]
+    if "INTENDED_USER_EXIT" in cause or "exit_actor" in cause:
+        return "it was shut down"
+    return " ".join(cause.split()).rstrip(".")
+
+
+def create(order: dict[str, Any], *, detached: bool) -> Any:
+    """Start the registry of a cluster; its handle.
+
+    Parameters
+    ----------
+    detached
+        Whether it, and with it the engines, outlives this process.
+    """
+    return (
+        ray.remote(Registry)
+        .options(
+            name=NAME,
+            namespace=order["namespace"],
+            num_cpus=0,
+            max_concurrency=CALLS,
+            max_restarts=0,
+            lifetime="detached" if detached else None,
+        )
+        .remote(order)
+    )

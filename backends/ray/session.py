@@ -1,0 +1,315 @@
+"""This process's connection to Ray.
+
+A process can be connected to one Ray cluster at a time, so the connection is shared by all
+clients of the process, and by its own use of Ray.  What Ray changes in the process beyond
+that is put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pxcompat.error import BackendError, ConnectError
+
+__all__ = [
+    "Session",
+    "ambient",
+    "import_ray",
+    "join",
+    "prepare_head",
+    "require_ray",
+    "start_head",
+    "user_token",
+]
+
+_lock = threading.RLock()
+_current: Session | None = None
+
+#: Ray reads "0" as: use the loopback interface, as on Windows and macOS
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+
+
+class Session:
+    """A connection to Ray.
+
+    Attributes
+    ----------
+    address
+        Of the cluster.
+    own
+        Whether pxcompat connected, and not the user.
+    dashboard
+        URL of the cluster's dashboard, or "".
+    """
+
+    def __init__(self, address: str, *, own: bool, dashboard: str) -> None:
+        self.address = address
+        self.own = own
+        self.dashboard = dashboard
+        self._users = 0
+        self._kept = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is still connected: anybody may disconnect it."""
+        return _current is self and bool(sys.modules["ray"].is_initialized())
+
+    def keep(self) -> None:
+        """Stay connected until the process ends: the cluster goes with the connection."""
+        self._kept = True
+
+    def leave(self) -> None:
+        """One user less; the last one disconnects, unless it was the user who connected."""
+        global _current
+        with _lock:
+            self._users -= 1
+            if self._users > 0 or self._kept or _current is not self:
+                return
+            _current = None
+            if self.own and sys.modules["ray"].is_initialized():
+                with _process_kept():
+                    sys.modules["ray"].shutdown()
+
+    def lost(self) -> None:
+        """The cluster is gone: disconnect, for Ray would end this process over it."""
+        global _current
+        with _lock:
+            if _current is self:
+                _current = None
+                with _process_kept():
+                    sys.modules["ray"].shutdown()
+
+
+def require_ray() -> None:
+    """Raise ModuleNotFoundError where Ray is not installed, without importing it."""
+    if importlib.util.find_spec("ray") is None:
+        raise ModuleNotFoundError("No module named 'ray'", name="ray")
+
+
+def import_ray() -> Any:
+    """Ray, imported without changing the process's environment."""
+    with _process_kept():
+        import ray
+    return ray
+
+
+@contextlib.contextmanager
+def _process_kept() -> Iterator[None]:
+    """Put back what Ray changes in a process for its own ends."""
+    breakpoint_hook = os.environ.get("PYTHONBREAKPOINT")
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if main else None
+    try:
+        yield
+    finally:
+        if breakpoint_hook is None:
+            os.environ.pop("PYTHONBREAKPOINT", None)
+        else:
+            os.environ["PYTHONBREAKPOINT"] = breakpoint_hook
+        if main and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def ambient() -> str | None:
+    """The address of the cluster that this process is connected to, if it is."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    return _connected_to(ray)
+
+
+def _connected_to(ray: Any) -> str:
+    if ray.util.client.ray.is_connected():
+        host, port = ray.util.client.ray.get_context().client_worker.connection_info, ""
+        return f"ray://{host}{port}"
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def join(info: Mapping[str, Any], timeout: float) -> Session:
+    """Connect to a cluster, or share the connection that there is.
+
+    Parameters
+    ----------
+    info : dict
+        ``address``; ``token``, where the cluster asks for one that is not the user's own.
+    timeout : float
+        Seconds for the cluster to answer.
+
+    Raises
+    ------
+    ConnectError
+        When it does not, naming the stage.
+    BackendError
+        When the process is connected to another cluster.
+    """
+    global _current
+    ray = import_ray()
+    address = str(info["address"])
+    with _lock:
+        if _current is not None and not _current.alive:
+            _current = None  # somebody called ray.shutdown()
+        if ray.is_initialized():
+            there = _current.address if _current is not None else _connected_to(ray)
+            if address not in ("auto", there):
+                raise BackendError(
+                    f"this process is connected to the Ray cluster at {there}, and Ray allows one "
+                    f"connection a process: close its clients (or call ray.shutdown()) before "
+                    f"connecting to {address}"
+                )
+            if _current is None:
+                _current = Session(there, own=False, dashboard=_dashboard(ray))
+        else:
+            _current = _connect(ray, address, info, timeout)
+        _current._users += 1
+        return _current
+
+
+def _connect(ray: Any, address: str, info: Mapping[str, Any], timeout: float) -> Session:
+    _check_reachable(address, timeout)
+    try:
+        with _process_kept(), _loopback(address), _token(info.get("token")):
+            context = ray.init(
+                address=address,
+                namespace=info.get("namespace"),
+                logging_level="ERROR",
+                log_to_driver=False,
+                configure_logging=False,
+            )
+    except Exception as error:
+        raise ConnectError(
+            f"cannot connect to the Ray cluster at {address} (stage: ray.init): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    dashboard = getattr(context, "dashboard_url", None) or ""
+    there = address if address.startswith("ray://") else _connected_to(ray)
+    return Session(there, own=True, dashboard=f"http://{dashboard}" if dashboard else "")
+
+
+def _dashboard(ray: Any) -> str:
+    url = ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else ""
+
+
+def _check_reachable(address: str, timeout: float) -> None:
+    """Find out quickly, and quietly, what Ray finds out after many seconds and lines."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout).close()
+    except OSError as error:
+        raise ConnectError(
+            f"cannot connect to the Ray cluster at {address} (stage: connecting; waited "
+            f"{timeout:g} s at most); is it running, and reachable from here? "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+@contextlib.contextmanager
+def _loopback(address: str) -> Iterator[None]:
+    """Have Ray take a loopback address for what it is, not for this host's other address."""
+    if address.rpartition(":")[0] not in _LOOPBACK_NAMES:
+        yield
+        return
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _token(token: str | None) -> Iterator[None]:
+    """Have Ray use a cluster's token; it keeps it for as long as it is connected."""
+    if not token:
+        yield
+        return
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")}
+    os.environ.update({"RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": "token"})
+    try:
+        _reread_token()
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _reread_token() -> None:
+    try:
+        from ray._raylet import AuthenticationTokenLoader, Config
+    except ImportError:
+        return  # a Ray that knows no tokens
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def start_head(host: str, folder: str, token: str, init: Mapping[str, Any]) -> Any:
+    """Start Ray on this machine; its context.
+
+    Parameters
+    ----------
+    host
+        Interface to listen on.
+    folder
+        Where Ray writes whatever it writes.
+    init
+        Further arguments of ``ray.init``.
+    """
+    ray = import_ray()
+    with _process_kept(), _token(token):
+        return ray.init(
+            **{
+                "namespace": "pxcompat",
+                "_node_ip_address": None if host in (*_LOOPBACK_NAMES, "0.0.0.0") else host,
+                "_temp_dir": folder,
+                "dashboard_host": host,
+                "logging_level": "ERROR",
+                "log_to_driver": False,
+                "configure_logging": False,
+                **init,
+            }
+        )
+
+
+def user_token() -> str:
+    """The user's token for Ray, as Ray itself finds it; made, for the user alone, if need be."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(32))
+        if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
+            path.chmod(0o600)  # Ray makes it as readable as the umask allows
+        return path.read_text().strip()
+    except OSError:
+        return secrets.token_hex(32)  # no home to keep it in: for this cluster alone
+
+
+def prepare_head(environ: dict[str, str], host: str) -> None:
+    """The environment of a process that starts a Ray cluster: loopback, and token."""
+    if host in _LOOPBACK_NAMES:
+        environ[_LOOPBACK] = "0"
+    environ.setdefault("RAY_AUTH_MODE", "token")
+    environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    environ.setdefault("RAY_DEDUP_LOGS", "0")
