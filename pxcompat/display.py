@@ -1,27 +1,38 @@
-"""How results and engines' output look on the asking side: replies, outputs, live streams."""
+"""How results and engines' output look on the asking side: replies, and finished outputs."""
 
 from __future__ import annotations
 
-import contextvars
-import logging
+import html
+import json
+import re
 import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import chain
-from queue import SimpleQueue
-from types import TracebackType
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, TextIO
 
-from .error import CompositeError, RemoteError, unwrap_exception
-from .futures import MessageFuture, Metadata
-from .protocol import OutputEvent
+from .futures import Metadata
 
-__all__ = ["ExecuteReply", "OutputStreamer", "get_shell", "in_kernel", "show_outputs"]
-
-log = logging.getLogger(__name__)
+__all__ = [
+    "ExecuteReply",
+    "StreamPrinter",
+    "displayed",
+    "get_shell",
+    "in_kernel",
+    "show_heading",
+    "show_outputs",
+    "show_result",
+]
 
 RED, NORMAL = "\033[0;31m", "\033[0m"
+
+#: a view of a widget whose model is in the engine's process, where no browser can ask for it
+WIDGET = "application/vnd.jupyter.widget-view+json"
+#: how many different texts of a stream a folded output shows before it hides the rest
+SHOWN = 10
+#: how outputs can be grouped
+GROUPINGS = ("type", "engine", "order", "folded")
+
+ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def get_shell() -> Any:
@@ -46,13 +57,22 @@ class ExecuteReply:
         The reply; ``execution_count`` at least.
     metadata : Metadata
         The request's, whose keys are also this object's items and attributes.
+    label : str, optional
+        What the prompt says in brackets; default the engine's id and its count.
     """
 
-    def __init__(self, msg_id: str, content: Mapping[str, Any], metadata: Metadata) -> None:
+    def __init__(
+        self,
+        msg_id: str,
+        content: Mapping[str, Any],
+        metadata: Metadata,
+        label: str | None = None,
+    ) -> None:
         self.msg_id = msg_id
         self.execution_count = content["execution_count"]
         self.metadata = metadata
         self._content = content
+        self._label = label
 
     @property
     def _result(self) -> Mapping[str, Any]:
@@ -103,7 +123,8 @@ class ExecuteReply:
             return ""
         if "\n" in text and not text.startswith("\n"):
             text = "\n" + text
-        prompt = f"Out[{self.metadata['engine_id']}:{self.execution_count}]: "
+        label = self._label or f"{self.metadata['engine_id']}:{self.execution_count}"
+        prompt = f"Out[{label}]: "
         shell = get_shell()
         if shell is not None and shell.colors.lower() != "nocolor":
             prompt = f"{RED}{prompt}{NORMAL}"
@@ -115,7 +136,7 @@ class ExecuteReply:
     def _repr_mimebundle_(
         self, include: object = None, exclude: object = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        data = self.data
+        data = _showable(self.data)
         if "text/plain" in data:
             data["text/plain"] = self._plaintext()
         return data, self._metadata
@@ -163,32 +184,49 @@ class StreamPrinter:
         file.write(text)
         self._at_line_start = text.endswith("\n")
 
+    def end_line(self, file: TextIO) -> None:
+        """Begin a new line, with a heading of its own, where one was begun."""
+        if not self._at_line_start:
+            file.write("\n")
+            self._at_line_start, self._heading = True, ""
 
-def _publish(content: Mapping[str, Any], engine_id: int | None, *, update: bool = False) -> None:
-    """Republish an engine's display in this process's shell, if there is one."""
-    shell = get_shell()
-    if shell is None:
-        return
+
+def displayed(
+    content: Mapping[str, Any], engine: int | str | None
+) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """An engine's display as it can be shown here: data, metadata and display id."""
     display_id = (content.get("transient") or {}).get("display_id")
-    shell.display_pub.publish(
-        data=content["data"],
-        metadata={**(content.get("metadata") or {}), "engine": engine_id},
-        # engines may choose the same id for displays of their own
-        transient={"display_id": f"{display_id}-{engine_id}"} if display_id else {},
-        update=update and display_id is not None,
-    )
+    metadata = {**(content.get("metadata") or {}), "engine": engine}
+    # engines may choose the same id for displays of their own
+    return _showable(content["data"]), metadata, f"{display_id}-{engine}" if display_id else None
 
 
-def _show_heading(engine_id: int | None) -> None:
+def _showable(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a browser can show of data from an engine: of a widget, its text."""
+    return {k: v for k, v in data.items() if k != WIDGET} if len(data) > 1 else dict(data)
+
+
+def _publish(content: Mapping[str, Any], engine: int | str | None) -> None:
+    shell = get_shell()
+    if shell is not None:
+        data, metadata, display_id = displayed(content, engine)
+        transient = {"display_id": display_id} if display_id else {}
+        shell.display_pub.publish(data=data, metadata=metadata, transient=transient)
+
+
+def show_heading(engine: int | str | None) -> None:
+    """Say whose displays follow."""
     from IPython.display import publish_display_data
 
-    publish_display_data({"text/plain": f"[output:{engine_id}]"})
+    publish_display_data({"text/plain": f"[output:{engine}]"})
 
 
-def _show_result(request: Metadata, content: Mapping[str, Any]) -> None:
+def show_result(request: Metadata, label: str | None = None) -> None:
+    """Show the result of a request, if it has one."""
     from IPython.display import display
 
-    display(ExecuteReply(request["msg_id"], content, request))
+    if request["execute_result"] is not None:
+        display(ExecuteReply(request["msg_id"], request["execute_result"], request, label))
 
 
 def show_outputs(
@@ -210,7 +248,8 @@ def show_outputs(
     groupby
         ``"engine"``: everything of a request, then of the next; ``"type"``: everyone's
         stdout, then stderr, displays and results; ``"order"``: as ``"type"``, with everyone's
-        first display before everyone's second.
+        first display before everyone's second; ``"folded"``: as ``"type"``, with what is the
+        same on several engines shown once.
     result_only
         Leave out streams and displays.
     headings
@@ -221,8 +260,12 @@ def show_outputs(
     ValueError
         When ``groupby`` is none of these.
     """
-    if groupby not in {"engine", "type", "order"}:
-        raise ValueError(f"groupby must be one of 'type', 'engine', 'order', not {groupby!r}")
+    if groupby not in GROUPINGS:
+        names = ", ".join(map(repr, GROUPINGS))
+        raise ValueError(f"groupby must be one of {names}, not {groupby!r}")
+    if groupby == "folded" and headings:
+        _show_folded(requests, result_only)
+        return
     printer = StreamPrinter()
     rich = get_shell() is not None
 
@@ -230,11 +273,6 @@ def show_outputs(
         for request in group:
             heading = f"[{name}:{request['engine_id']}] " if headings else ""
             printer.print(request[name], heading, getattr(sys, name))
-
-    def results(group: Sequence[Metadata]) -> None:
-        for request in group:
-            if request["execute_result"] is not None:
-                _show_result(request, request["execute_result"])
 
     groups = [[request] for request in requests] if groupby == "engine" else [requests]
     for group in groups:
@@ -252,131 +290,90 @@ def show_outputs(
         for request, outputs in shown:
             has_result = groupby == "engine" and request["execute_result"] is not None
             if headings and (outputs or has_result):
-                _show_heading(request["engine_id"])
+                show_heading(request["engine_id"])
             for output in outputs:
                 _publish(output, request["engine_id"])
-        results(group)
+        for request in group:
+            show_result(request)
 
 
-class OutputStreamer:
-    """Context manager: shows the output of requests as it arrives, and all of it at the end.
+# -- the same on many engines -------------------------------------------------------------------
 
-    What has arrived before is shown first; nothing is lost or shown twice.  Showing happens
-    in a thread of this object's own: the thread that receives output must not wait for a
-    screen, and this one runs in the context it was started in, so that a kernel puts
-    the output beneath the cell that asked for it.
 
-    Parameters
-    ----------
-    requests
-        The requests, with the id of the engine each was sent to, None where a scheduler chooses.
-    """
+def _show_folded(requests: Sequence[Metadata], result_only: bool) -> None:
+    """Show what is the same on several engines once, with all their ids."""
+    printer = StreamPrinter()
+    for name in () if result_only else ("stdout", "stderr"):
+        groups = _alike(requests, itemgetter(name))
+        hidden = groups[SHOWN:] if in_kernel() else []
+        for group in groups[: len(groups) - len(hidden)]:
+            heading = f"[{name}:{ranges(_ids(group))}] "
+            printer.print(group[0][name], heading, getattr(sys, name))
+        if hidden:
+            _show_hidden(name, hidden)
+    if get_shell() is None:
+        return
+    for group in () if result_only else _alike(requests, _displays):
+        show_heading(ranges(_ids(group)))
+        for output in group[0]["outputs"]:
+            _publish(output, ranges(_ids(group)))
+    for group in _alike(requests, _result):
+        counts = {request["execute_result"]["execution_count"] for request in group}
+        count = f":{counts.pop()}" if len(counts) == 1 else ""
+        show_result(group[0], ranges(_ids(group)) + count)
 
-    def __init__(self, requests: Sequence[tuple[MessageFuture, int | None]]) -> None:
-        self._requests = requests
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._printer = StreamPrinter()
-        self._published: dict[str, str] = {}
-        self._errors = 0
 
-    def __enter__(self) -> None:
-        run = partial(contextvars.copy_context().run, self._run)
-        self._thread = threading.Thread(target=run, name="pxcompat-stream-output", daemon=True)
-        self._thread.start()
-        self._stops = [
-            child.listen(
-                partial(self._hear, child, target),
-                partial(self._replay, child, target),
-            )
-            for child, target in self._requests
-        ]
+def _alike(
+    requests: Iterable[Metadata], kind: Callable[[Metadata], Hashable]
+) -> list[list[Metadata]]:
+    """Requests of the same kind together, those of no kind left out."""
+    groups: dict[Hashable, list[Metadata]] = {}
+    for request in requests:
+        if what := kind(request):
+            groups.setdefault(what, []).append(request)
+    return list(groups.values())
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        for stop in self._stops:
-            stop()
-        self._queue.put(None)
-        self._thread.join()
 
-    # -- in the thread that receives, or that enters ----------------------------
+def _displays(request: Metadata) -> str:
+    # displays of one call have ids of their own on each engine
+    return "".join(_key(output["data"]) for output in request["outputs"])
 
-    def _hear(self, child: MessageFuture, target: int | None, event: OutputEvent) -> None:
-        self._queue.put(partial(self._show, child, target, event.type, event.content))
 
-    def _replay(self, child: MessageFuture, target: int | None, past: Metadata) -> None:
-        pieces = chain(
-            (("stream", {"name": name, "text": past[name]}) for name in ("stdout", "stderr")),
-            (("display_data", output) for output in past["outputs"]),
-            ((name, past[name]) for name in ("execute_result", "error")),
-        )
-        for kind, content in pieces:
-            if content is not None:
-                self._queue.put(partial(self._show, child, target, kind, content))
+def _result(request: Metadata) -> str:
+    result = request["execute_result"]
+    return "" if result is None else _key(result["data"])
 
-    # -- in our own thread ------------------------------------------------------
 
-    def _run(self) -> None:
-        while (show := self._queue.get()) is not None:
-            try:
-                show()
-            except Exception:
-                # what cannot be shown must not hide what comes after it
-                log.exception("A piece of an engine's output could not be shown")
+def _key(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, sort_keys=True, default=repr)
 
-    def _show(self, child: MessageFuture, target: int | None, kind: str, content: Any) -> None:
-        engine_id = child.metadata["engine_id"]
-        if engine_id is None:
-            engine_id = target
-        if kind == "stream":
-            self._show_stream(child, engine_id, content["name"], content["text"])
-        elif kind == "error":
-            self._show_error(child, engine_id, content)
-        elif kind == "execute_result":
-            _show_result(child.metadata, content)
-        elif kind == "update_display_data":
-            _publish(content, engine_id, update=True)
-        elif kind == "display_data" and get_shell() is not None:
-            _show_heading(engine_id)
-            _publish(content, engine_id)
 
-    def _show_stream(
-        self, child: MessageFuture, engine_id: int | None, name: str, text: str
-    ) -> None:
-        heading = f"[{name}:{engine_id}] "
-        if not in_kernel():
-            self._printer.print(text, heading, getattr(sys, name, sys.stdout))
-            return
-        # In a notebook each stream is one display that grows in place.  It is shown as it is
-        # now, so that pieces that queued up behind a slow frontend are one update.
-        from IPython.display import publish_display_data
+def _ids(requests: Iterable[Metadata]) -> list[int | None]:
+    return [request["engine_id"] for request in requests]
 
-        display_id = f"{child.msg_id}-{name}"
-        whole = child.metadata[name]
-        shown = self._published.get(display_id, "")
-        if whole != shown:
-            self._published[display_id] = whole
-            publish_display_data(
-                {"text/plain": heading + whole},
-                transient={"display_id": display_id},
-                update=bool(shown),
-            )
 
-    def _show_error(
-        self, child: MessageFuture, engine_id: int | None, content: RemoteError | Mapping[str, Any]
-    ) -> None:
-        error = content if isinstance(content, RemoteError) else unwrap_exception(content)
-        if error.engine_info.get("engine_id") is None:
-            # an engine need not know its own number
-            error.engine_info = {
-                "engine_uuid": child.metadata["engine_uuid"],
-                "method": child.method,
-                **error.engine_info,
-                "engine_id": engine_id,
-            }
-        self._errors += 1
-        full = self._errors <= CompositeError.tb_limit
-        print("\n".join(error.render_traceback()) if full else error, file=sys.stderr)
+def ranges(ids: Iterable[int | None]) -> str:
+    """Engine ids in short: ``0-3,7``."""
+    parts: list[list[int]] = []
+    known = sorted({i for i in ids if i is not None})
+    for i in known:
+        if parts and i == parts[-1][-1] + 1:
+            parts[-1][1:] = [i]
+        else:
+            parts.append([i])
+    return ",".join("-".join(map(str, part)) for part in parts) or "None"
+
+
+def _show_hidden(name: str, groups: Sequence[Sequence[Metadata]]) -> None:
+    """Show the rest of a stream's texts in a notebook, to be unfolded by a click."""
+    from IPython.display import publish_display_data
+
+    parts = [f"[{name}:{ranges(_ids(group))}]\n{group[0][name].rstrip()}" for group in groups]
+    text = ANSI.sub("", "\n".join(parts))
+    everyone = ranges(i for group in groups for i in _ids(group))
+    summary = f"[{name}:{everyone}] {len(groups)} more outputs"
+    page = (
+        f'<details><summary style="cursor: pointer"><code>{summary}</code></summary>'
+        f"<pre>{html.escape(text)}</pre></details>"
+    )
+    publish_display_data({"text/plain": text, "text/html": page})

@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timezone
 from typing import Any
 
-from .display import OutputStreamer, show_outputs
+from .display import show_outputs
 from .futures import MessageFuture, Metadata
+from .streaming import OutputStreamer
 from .waiting import seconds
 
 __all__ = ["RequestInfo"]
@@ -143,10 +144,11 @@ class RequestInfo(Future[Any]):
 
         Parameters
         ----------
-        groupby : {"type", "engine", "order"}
+        groupby : {"type", "engine", "order", "folded"}
             ``"type"``: everyone's stdout, then stderr, then displays; ``"engine"``: all
             of one engine, then of the next; ``"order"``: as ``"type"``, with everyone's first
-            display before everyone's second.
+            display before everyone's second; ``"folded"``: as ``"type"``, with what is the
+            same on several engines shown once.
         result_only : bool
             Show results only, for use after ``stream_output``.
 

@@ -1,0 +1,349 @@
+"""Engines' output, shown as it arrives: in a notebook's cell, or line by line in a terminal."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from itertools import chain
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Protocol
+
+from .display import ExecuteReply, StreamPrinter, displayed, get_shell, in_kernel
+from .error import CompositeError, RemoteError, unwrap_exception
+from .futures import MessageFuture, Metadata, overwritten
+from .protocol import OutputEvent
+from .waiting import Countdown
+
+__all__ = ["OutputStreamer"]
+
+log = logging.getLogger(__name__)
+
+#: how many unfinished lines, progress bars for the most part, a terminal shows at once
+LIVE_LINES = 10
+
+
+class OutputStreamer:
+    """Context manager: shows the output of requests as it arrives, and all of it at the end.
+
+    What has arrived before is shown first; nothing is lost or shown twice.  Showing happens
+    in a thread of this object's own: the thread that receives output must not wait for a
+    screen, and this one runs in the context it was started in, so that a kernel puts
+    the output beneath the cell that asked for it, also while another cell runs.
+
+    Parameters
+    ----------
+    requests
+        The requests, with the id of the engine each was sent to, None where a scheduler chooses.
+    errors
+        Whether to show errors too, for those who do not raise them afterwards.
+    """
+
+    def __init__(
+        self, requests: Sequence[tuple[MessageFuture, int | None]], *, errors: bool = True
+    ) -> None:
+        self._requests = requests
+        self._show_errors = errors
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._errors = 0
+        self._screen: _Screen
+
+    def __enter__(self) -> None:
+        self._screen = _Cell() if in_kernel() else _Terminal()
+        run = partial(contextvars.copy_context().run, self._run)
+        self._thread = threading.Thread(target=run, name="pxcompat-stream-output", daemon=True)
+        self._thread.start()
+        self._stops = [
+            child.listen(
+                partial(self._hear, child, target),
+                partial(self._replay, child, target),
+            )
+            for child, target in self._requests
+        ]
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._stop()
+        self._thread.join()
+
+    def show_until_done(self) -> None:
+        """Begin, and end by itself when all output has been shown; does not wait for it."""
+        self.__enter__()
+        Countdown([child.output for child, _ in self._requests], self._stop)
+
+    def _stop(self) -> None:
+        for stop in self._stops:
+            stop()
+        self._queue.put(None)
+
+    # -- in the thread that receives, or that enters ----------------------------
+
+    def _hear(self, child: MessageFuture, target: int | None, event: OutputEvent) -> None:
+        self._queue.put(partial(self._show, child, target, event.type, event.content))
+
+    def _replay(self, child: MessageFuture, target: int | None, past: Metadata) -> None:
+        pieces = chain(
+            (("stream", {"name": name, "text": past[name]}) for name in ("stdout", "stderr")),
+            (("display_data", output) for output in past["outputs"]),
+            ((name, past[name]) for name in ("execute_result", "error")),
+        )
+        for kind, content in pieces:
+            if content is not None:
+                self._queue.put(partial(self._show, child, target, kind, content))
+
+    # -- in our own thread ------------------------------------------------------
+
+    def _run(self) -> None:
+        while (show := self._queue.get()) is not None:
+            self._attempt(show)
+        self._attempt(self._screen.finish)
+
+    @staticmethod
+    def _attempt(show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception:
+            # what cannot be shown must not hide what comes after it
+            log.exception("A piece of an engine's output could not be shown")
+
+    def _show(self, child: MessageFuture, target: int | None, kind: str, content: Any) -> None:
+        engine = child.metadata["engine_id"]
+        if engine is None:
+            engine = target
+        screen = self._screen
+        if kind == "stream":
+            screen.stream(child, engine, content["name"], content["text"])
+        elif kind == "error" and self._show_errors:
+            with screen.aside() as stderr:
+                print(self._error_text(child, engine, content), file=stderr)
+        elif kind == "execute_result":
+            with screen.aside():
+                screen.result(ExecuteReply(child.msg_id, content, child.metadata))
+        elif kind == "clear_output":
+            screen.clear(child, engine, wait=bool(content.get("wait")))
+        elif kind in ("display_data", "update_display_data"):
+            with screen.aside():
+                screen.display(child, engine, content, update=kind != "display_data")
+
+    def _error_text(
+        self, child: MessageFuture, engine_id: int | None, content: RemoteError | Mapping[str, Any]
+    ) -> str:
+        error = content if isinstance(content, RemoteError) else unwrap_exception(content)
+        if error.engine_info.get("engine_id") is None:
+            # an engine need not know its own number
+            error.engine_info = {
+                "engine_uuid": child.metadata["engine_uuid"],
+                "method": child.method,
+                **error.engine_info,
+                "engine_id": engine_id,
+            }
+        self._errors += 1
+        full = self._errors <= CompositeError.tb_limit
+        return "\n".join(error.render_traceback()) if full else str(error)
+
+
+class _Screen(Protocol):
+    """Where output is shown.  Methods are called by one thread, one after another."""
+
+    def stream(self, child: MessageFuture, engine: int | None, name: str, text: str) -> None:
+        """Show a piece of printed text."""
+
+    def display(
+        self, child: MessageFuture, engine: int | None, content: Mapping[str, Any], *, update: bool
+    ) -> None:
+        """Show something displayed, or change what was shown under its display id."""
+
+    def result(self, reply: ExecuteReply) -> None:
+        """Show a result."""
+
+    def clear(self, child: MessageFuture, engine: int | None, *, wait: bool) -> None:
+        """Take away what a request has shown, at once or when it shows something new."""
+
+    def aside(self) -> AbstractContextManager[Any]:
+        """Clear the way for whole lines on stderr, which is yielded, or stdout."""
+
+    def finish(self) -> None:
+        """Show what was held back."""
+
+
+class _Cell:
+    """The cell of a notebook.
+
+    Each stream is one display that grows in place.  It is shown as it is now, so that pieces
+    that queued up behind a slow frontend are one update.
+    """
+
+    def __init__(self) -> None:
+        self._publisher = _publisher_of_cell(get_shell())
+        self._stderr = sys.stderr
+        #: what is shown of each stream, by display id
+        self._published: dict[str, str] = {}
+        self._streams: list[tuple[MessageFuture, int | None, str]] = []
+        #: displays of each request by their ids here, and how many of them are not outdated
+        self._displays: dict[str, list[str]] = {}
+        self._fresh: dict[str, int] = {}
+
+    def stream(self, child: MessageFuture, engine: int | None, name: str, text: str) -> None:
+        if (child, engine, name) not in self._streams:
+            self._streams.append((child, engine, name))
+        display_id = f"{child.msg_id}-{name}"
+        whole = child.metadata[name]
+        if whole != self._published.get(display_id, ""):
+            update = display_id in self._published
+            self._published[display_id] = whole
+            self._publish({"text/plain": f"[{name}:{engine}] {whole}"}, {}, display_id, update)
+
+    def display(
+        self, child: MessageFuture, engine: int | None, content: Mapping[str, Any], *, update: bool
+    ) -> None:
+        data, metadata, display_id = displayed(content, engine)
+        if update:
+            if display_id is not None:
+                self._publish(data, metadata, display_id, True)
+            return
+        ids = self._displays.setdefault(child.msg_id, [])
+        place = self._fresh.get(child.msg_id, 0)
+        self._fresh[child.msg_id] = place + 1
+        if place < len(ids):  # the next frame of something animated
+            self._publish(data, metadata, ids[place], True)
+            return
+        self._publish({"text/plain": f"[output:{engine}]"}, {}, None, False)
+        ids.append(display_id or f"{child.msg_id}-{place}")
+        self._publish(data, metadata, ids[-1], False)
+
+    def result(self, reply: ExecuteReply) -> None:
+        self._publish(*reply._repr_mimebundle_(), None, False)
+
+    def clear(self, child: MessageFuture, engine: int | None, *, wait: bool) -> None:
+        self._fresh[child.msg_id] = 0
+        if not wait:
+            for display_id in self._displays.get(child.msg_id, ()):
+                self._publish({"text/plain": ""}, {}, display_id, True)
+            self.finish()
+
+    def aside(self) -> AbstractContextManager[Any]:
+        return nullcontext(self._stderr)
+
+    def finish(self) -> None:
+        for child, engine, name in self._streams:
+            self.stream(child, engine, name, "")
+
+    def _publish(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any],
+        display_id: str | None,
+        update: bool,
+    ) -> None:
+        transient = {"display_id": display_id} if display_id else {}
+        self._publisher.publish(data, metadata, transient=transient, update=update)
+
+
+def _publisher_of_cell(shell: Any) -> Any:
+    """A display publisher that goes on publishing to the cell that runs now."""
+    publisher = shell.display_pub
+    kernel = sys.modules.get("ipykernel.zmqshell")
+    # ipykernel's streams, and from version 7 its publisher, know the cell by the context
+    by_trait = getattr(publisher, "has_trait", lambda name: False)("parent_header")
+    if kernel is None or type(publisher) is not kernel.ZMQDisplayPublisher or not by_trait:
+        return publisher
+    own = type(publisher)(session=publisher.session, pub_socket=publisher.pub_socket)
+    own.topic, own.parent_header = publisher.topic, publisher.parent_header
+    return own
+
+
+class _Terminal:
+    """A terminal, or a file.
+
+    Lines that a carriage return may still overwrite, progress bars for the most part, are
+    redrawn in place beneath everything else, several engines' at once.  A file gets
+    them when they are finished.
+    """
+
+    def __init__(self) -> None:
+        self._printer = StreamPrinter()
+        #: unfinished lines by stream, and how many of them are on the screen
+        self._live: dict[tuple[str, int | None], str] = {}
+        self._drawn = 0
+
+    def stream(self, child: MessageFuture, engine: int | None, name: str, text: str) -> None:
+        stream = name, engine
+        live = self._live.pop(stream, None)
+        if live is not None or "\r" in text:
+            done, newline, line = ((live or "") + text).rpartition("\n")
+            text = overwritten(done + newline)
+            if line:
+                self._live[stream] = overwritten(line)
+        with self._out_of_the_way():
+            self._printer.print(text, f"[{name}:{engine}] ", getattr(sys, name))
+
+    def display(
+        self, child: MessageFuture, engine: int | None, content: Mapping[str, Any], *, update: bool
+    ) -> None:
+        shell = get_shell()
+        if shell is None:
+            return
+        data, metadata, display_id = displayed(content, engine)
+        if update and display_id is None:
+            return
+        if not update:
+            shell.display_pub.publish({"text/plain": f"[output:{engine}]"})
+        transient = {"display_id": display_id} if display_id else {}
+        shell.display_pub.publish(data, metadata, transient=transient, update=update)
+
+    def result(self, reply: ExecuteReply) -> None:
+        from IPython.display import display
+
+        display(reply)
+
+    def clear(self, child: MessageFuture, engine: int | None, *, wait: bool) -> None:
+        with self._out_of_the_way():
+            for name in ("stdout", "stderr"):
+                self._live.pop((name, engine), None)
+
+    @contextmanager
+    def aside(self) -> Iterator[Any]:
+        with self._out_of_the_way():
+            yield sys.stderr
+
+    def finish(self) -> None:
+        live, self._live = self._live, {}
+        with self._out_of_the_way():
+            for (name, engine), line in live.items():
+                self._printer.print(f"{line}\n", f"[{name}:{engine}] ", getattr(sys, name))
+
+    @contextmanager
+    def _out_of_the_way(self) -> Iterator[None]:
+        """Take unfinished lines, and progress bars of this process, off the screen meanwhile."""
+        tqdm = sys.modules.get("tqdm")
+        with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode():
+            if self._drawn:
+                sys.stdout.write(f"\x1b[{self._drawn}A\x1b[J")
+                self._drawn = 0
+            yield
+            if self._live and _is_terminal(sys.stdout):
+                self._draw()
+
+    def _draw(self) -> None:
+        self._printer.end_line(sys.stdout)
+        width = shutil.get_terminal_size().columns
+        lines = [f"[{name}:{engine}] {line}" for (name, engine), line in self._live.items()]
+        if len(lines) > LIVE_LINES:
+            lines[LIVE_LINES - 1 :] = [f"... and {len(lines) - LIVE_LINES + 1} more"]
+        sys.stdout.write("".join(line[: width - 1] + "\n" for line in lines))
+        sys.stdout.flush()
+        self._drawn = len(lines)
+
+
+def _is_terminal(stream: Any) -> bool:
+    return bool(getattr(stream, "isatty", bool)())
