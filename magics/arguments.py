@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
 
+from ..display import GROUPINGS
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["cell_parser", "config_parser", "documents", "parse", "result_parser", "targets_of"]
+__all__ = [
+    "cell_parser",
+    "config_parser",
+    "documents",
+    "parse",
+    "result_parser",
+    "targets_of",
+    "who_parser",
+]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -26,6 +36,23 @@ def config_parser() -> MagicArgumentParser:
     """The options of ``%pxconfig``."""
     parser = _parser("pxconfig")
     _add_execution(parser)
+    _add_grouping(parser)
+    return parser
+
+
+def who_parser() -> MagicArgumentParser:
+    """The options of ``%pxwho``."""
+    parser = _parser("pxwho")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="names to list, with wildcards as *_of_x; default: all that are not private",
+    )
+    _add_targets(parser)
+    parser.add_argument(
+        "-d", "--differences", action="store_true", help="only names that differ between engines"
+    )
     return parser
 
 
@@ -43,6 +70,20 @@ def cell_parser() -> MagicArgumentParser:
     _add_output(parser)
     parser.add_argument(
         "--local", action="store_true", help="also run the cell here, while the engines run it"
+    )
+    parser.add_argument(
+        "--push",
+        type=_names,
+        metavar="NAMES",
+        help="names of this session, as a,b, whose values the engines get before they run the cell",
+    )
+    parser.add_argument(
+        "--pull",
+        type=_names,
+        metavar="NAMES",
+        help="names of the engines, as a,b, that this session gets when they have run the cell:"
+        " a list of each engine's value, or for one engine by its id the value; with --noblock"
+        " an AsyncResult of that",
     )
     return parser
 
@@ -115,6 +156,27 @@ def _signal(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{text!r} is neither a signal's name nor its number")
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return number
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.strip("\"'").split(",")]
+    for name in names:
+        if not name.isidentifier():
+            raise argparse.ArgumentTypeError(f"{name!r} is no name; write several as a,b")
+    return names
+
+
+def _add_targets(parser: MagicArgumentParser) -> None:
+    parser.add_argument(
+        "-t", "--targets", help="engines to run on: all, an id, a list as 0,2 or a slice as 0:2"
+    )
+
+
 def _add_execution(parser: MagicArgumentParser) -> None:
     add = parser.add_argument
     add("-b", "--block", action="store_true", default=None, help="wait for the engines")
@@ -130,7 +192,7 @@ def _add_execution(parser: MagicArgumentParser) -> None:
         "--stream",
         action="store_true",
         default=None,
-        help="show output as it comes; only when waiting for the engines",
+        help="show output as it comes; with --noblock, too, in the cell that asked for it",
     )
     add(
         "--no-stream",
@@ -139,7 +201,7 @@ def _add_execution(parser: MagicArgumentParser) -> None:
         default=None,
         help="show output, grouped, when every engine has finished",
     )
-    add("-t", "--targets", help="engines to run on: all, an id, a list as 0,2 or a slice as 0:2")
+    _add_targets(parser)
     add(
         "--verbose",
         dest="set_verbose",
@@ -169,34 +231,30 @@ def _add_execution(parser: MagicArgumentParser) -> None:
         help="signal that a KeyboardInterrupt sends to the engines while waiting for them, by"
         " name or number (default: SIGINT); 0 sends none and leaves them running",
     )
+    add(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="interrupt engines that have not finished by then, and raise TimeoutError; 0: never",
+    )
+    add(
+        "--interrupt-on-error",
+        action="store_true",
+        default=None,
+        help="when one engine fails, interrupt the others",
+    )
+    add(
+        "--no-interrupt-on-error",
+        dest="interrupt_on_error",
+        action="store_false",
+        default=None,
+        help="when one engine fails, let the others finish",
+    )
 
 
 def _add_output(parser: MagicArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "-r",
-        dest="groupby",
-        action="store_const",
-        const="order",
-        help="short for --group-outputs=order",
-    )
-    add(
-        "-e",
-        dest="groupby",
-        action="store_const",
-        const="engine",
-        help="short for --group-outputs=engine",
-    )
-    add(
-        "-g",
-        "--group-outputs",
-        dest="groupby",
-        choices=["engine", "order", "type"],
-        help="how to group output that was not streamed. type (default): every engine's stdout,"
-        " then stderr, then displays; engine: all of one engine, then of the next;"
-        " order: as type, but the first display of each engine, then the second",
-    )
-    add(
+    _add_grouping(parser)
+    parser.add_argument(
         "-o",
         "--out",
         "--name",
@@ -204,4 +262,25 @@ def _add_output(parser: MagicArgumentParser) -> None:
         metavar="NAME",
         help="keep the AsyncResult under this name",
     )
-    parser.set_defaults(groupby="type")
+
+
+def _add_grouping(parser: MagicArgumentParser) -> None:
+    add = parser.add_argument
+    for option, grouping in (("-r", "order"), ("-e", "engine"), ("--fold", "folded")):
+        add(
+            option,
+            dest="groupby",
+            action="store_const",
+            const=grouping,
+            help=f"short for --group-outputs={grouping}",
+        )
+    add(
+        "-g",
+        "--group-outputs",
+        dest="groupby",
+        choices=GROUPINGS,
+        help="how to group output that was not streamed. type (default): every engine's stdout,"
+        " then stderr, then displays; engine: all of one engine, then of the next;"
+        " order: as type, but the first display of each engine, then the second; folded: as"
+        " type, with what is the same on several engines shown once, and not streamed",
+    )

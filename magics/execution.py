@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import error
+from ..display import show_outputs
 
 if TYPE_CHECKING:
     from ..asyncresult import AsyncResult
     from ..client import Client
+    from .watch import Watch
 
-__all__ = ["Presentation", "collect"]
+__all__ = ["Presentation", "collect", "wait"]
 
 #: seconds to wait for the output of finished requests; it is on its way already
 OUTPUT_TIMEOUT = 10
+#: seconds that an engine has for ending what was interrupted because its time was up
+GRACE = 5.0
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,18 @@ class Presentation:
     groupby: str
     progress_after: float
     signal_on_interrupt: int | str | None
+    #: seconds; 0: any number
+    timeout: float = 0
 
 
 def collect(
-    client: Client, result: AsyncResult, how: Presentation, *, interrupted: bool = False
-) -> None:
+    client: Client,
+    result: AsyncResult,
+    how: Presentation,
+    *,
+    watch: Watch | None = None,
+    interrupted: bool = False,
+) -> bool:
     """Wait for a result, show its output and raise its error.
 
     A KeyboardInterrupt is passed on to the engines still at work, whose answers are then
@@ -39,41 +51,70 @@ def collect(
 
     Parameters
     ----------
+    watch : Watch, optional
+        What interrupts the engines when their time is up.
     interrupted : bool
         Whether the user has pressed Ctrl-C already.
+
+    Returns
+    -------
+    bool
+        Whether the engines have done all of it.
+
+    Raises
+    ------
+    TimeoutError
+        When the engines have not finished in time.
     """
-    with result.stream_output() if how.stream else nullcontext():
+    # a single engine's error is raised as it is
+    errors = len(result._children) > 1
+    with result.stream_output(errors=errors) if how.stream else nullcontext():
         try:
             if interrupted:
                 raise KeyboardInterrupt
-            _wait(result, how.progress_after)
+            _wait(result, how.progress_after, how.timeout + GRACE if how.timeout else -1)
         except KeyboardInterrupt:
             if how.signal_on_interrupt is None:
                 raise
             interrupted = True
             _interrupt(client, result, how.signal_on_interrupt)
+    late = watch.late() if watch is not None else None
     if not result.ready():
-        return  # interrupted with signal 0, which leaves the engines alone
+        if late is None:
+            return False  # interrupted with signal 0, which leaves the engines alone
+        if not how.stream:
+            show_outputs(result._metadata, groupby=how.groupby)
+        raise late
     if not how.stream:
         result.display_outputs(how.groupby)
     try:
         result.get()
     except Exception as failure:
-        shown = how.stream and _streamed(result, failure)
+        shown = how.stream and errors and _streamed(result, failure)
+        if late is not None:
+            raise late from (None if shown else failure)
         if not interrupted:
             if shown and isinstance(failure, error.CompositeError):
                 raise error.AlreadyDisplayedError(failure) from None
             raise
         if not shown:
             print(failure, file=sys.stderr)
+    return not interrupted
 
 
-def _wait(result: AsyncResult, progress_after: float) -> None:
-    if progress_after < 0:
-        result.wait()
+def wait(result: AsyncResult, progress_after: float, limit: float = -1) -> None:
+    """Wait for a result, after some seconds with a progress bar; at most ``limit`` seconds."""
+    end = time.monotonic() + limit
+    if progress_after < 0 or 0 <= limit <= progress_after:
+        result.wait(limit)
     elif progress_after == 0 or not result.wait(progress_after):
-        result.wait_interactive()
-    result.wait_for_output(OUTPUT_TIMEOUT)
+        result.wait_interactive(timeout=limit if limit < 0 else max(0, end - time.monotonic()))
+
+
+def _wait(result: AsyncResult, progress_after: float, limit: float = -1) -> None:
+    wait(result, progress_after, limit)
+    if result.ready():
+        result.wait_for_output(OUTPUT_TIMEOUT)
 
 
 def _interrupt(client: Client, result: AsyncResult, signal: int | str) -> None:

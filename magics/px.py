@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, magics_class, no_var_expand
+from IPython.display import display
 
+from ..engine.names import describe
 from ..progress import noninteractive
-from .arguments import cell_parser, config_parser, documents, parse, result_parser, targets_of
+from ..streaming import OutputStreamer
+from .arguments import (
+    cell_parser,
+    config_parser,
+    documents,
+    parse,
+    result_parser,
+    targets_of,
+    who_parser,
+)
 from .autopx import AutoPx
-from .execution import OUTPUT_TIMEOUT, Presentation, collect
+from .execution import OUTPUT_TIMEOUT, Presentation, collect, wait
+from .watch import Watch
+from .who import Names
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -24,12 +37,13 @@ __all__ = ["ParallelMagics"]
 _CELL = cell_parser()
 _CONFIG = config_parser()
 _RESULT = result_parser()
+_WHO = who_parser()
 
 
 @magics_class
 class ParallelMagics(Magics):
-    """``%px``, ``%%px``, ``%pxresult``, ``%pxconfig``, ``%autopx`` and ``%%pxlocal`` on one view
-    (ipyparallel.client.magics.ParallelMagics).
+    """``%px``, ``%%px``, ``%pxresult``, ``%pxconfig``, ``%autopx``, ``%%pxlocal`` and ``%pxwho``
+    on one view (ipyparallel.client.magics.ParallelMagics).
 
     Parameters
     ----------
@@ -52,6 +66,12 @@ class ParallelMagics(Magics):
         When to show a progress bar, when blocking; negative for never.
     signal_on_interrupt : int, str or None
         Signal for the engines on a KeyboardInterrupt; None leaves it to the caller.
+    groupby : str
+        How output that was not streamed is grouped.
+    timeout : float
+        Seconds after which engines still at work are interrupted; 0: never.
+    interrupt_on_error : bool
+        Interrupt the other engines when one fails.
     """
 
     shell: InteractiveShell
@@ -73,12 +93,16 @@ class ParallelMagics(Magics):
         self.stream_output = not noninteractive()
         self.progress_after_seconds = 2.0
         self.signal_on_interrupt: int | str | None = "SIGINT"
+        self.groupby = "type"
+        self.timeout = 0.0
+        self.interrupt_on_error = False
 
         line: dict[str, Callable[..., Any]] = {
             "px": self.px,
             "pxresult": self.result,
             "pxconfig": self.pxconfig,
             "autopx": self.autopx,
+            "pxwho": self.pxwho,
         }
         cell: dict[str, Callable[..., Any]] = {"px": self.cell_px}
         # notebooks define a %%pxlocal of their own, ipyparallel having none: theirs stays
@@ -141,12 +165,15 @@ class ParallelMagics(Magics):
             In [2]: %%px --noblock --out pids
                ...: os.getpid()
             Out[2]: <AsyncResult(%px): pending>
+
+            In [3]: %%px --push a,b --pull c --timeout 60 --interrupt-on-error
+               ...: c = a + b
+
+            In [4]: c
+            Out[4]: [3, 3]
         """
         options = parse(_CELL, line)
-        view = self._active()
-        targets = None
-        if options.targets:
-            targets = targets_of(options.targets, view.client.ids, self.shell)
+        targets = self._targets_option(options.targets)
         return self.parallel_execute(
             cell,
             block=options.block,
@@ -158,6 +185,10 @@ class ParallelMagics(Magics):
             targets=targets,
             verbose=options.set_verbose,
             local=options.local,
+            push=options.push,
+            pull=options.pull,
+            timeout=options.timeout,
+            interrupt_on_error=options.interrupt_on_error,
         )
 
     @no_var_expand
@@ -200,7 +231,7 @@ class ParallelMagics(Magics):
             return
         result.wait()
         result.wait_for_output(OUTPUT_TIMEOUT)
-        result.display_outputs(options.groupby)
+        result.display_outputs(_first(options.groupby, self.groupby))
         result.get()
 
     @documents(_CONFIG)
@@ -209,7 +240,7 @@ class ParallelMagics(Magics):
         options = parse(_CONFIG, line)
         view = self._active()
         if options.targets:
-            view.targets = targets_of(options.targets, view.client.ids, self.shell)
+            view.targets = self._targets_option(options.targets)
         if options.block is not None:
             view.block = options.block
         if options.set_verbose is not None:
@@ -220,6 +251,34 @@ class ParallelMagics(Magics):
             self.progress_after_seconds = options.progress_after_seconds
         if options.signal_on_interrupt is not None:
             self.signal_on_interrupt = options.signal_on_interrupt
+        self.groupby = _first(options.groupby, self.groupby)
+        self.timeout = _first(options.timeout, self.timeout)
+        self.interrupt_on_error = _first(options.interrupt_on_error, self.interrupt_on_error)
+
+    @documents(_WHO)
+    def pxwho(self, line: str = "") -> None:
+        """List the names on the engines: type, shape, bytes, and of small plain values the value.
+
+        What is the same on all engines is one line; where engines differ, the lines are marked.
+
+        Examples
+        --------
+        ::
+
+            In [1]: %pxwho
+               Name  Engines  Type                Shape  Bytes  Value
+            ---------------------------------------------------------
+               np    0-3      module                        72  numpy
+            ≠  part  0-2      ndarray of float64  100      800
+            ≠  part  3        ndarray of float64  64       512
+        """
+        options = parse(_WHO, line)
+        view = self._active()
+        targets = _first(self._targets_option(options.targets), view.targets)
+        result = view.client.direct_view(targets).apply_async(describe, options.names)
+        wait(result, self.progress_after_seconds)
+        names = Names(result.get_dict(), differences=options.differences)
+        display(names)
 
     def autopx(self, line: str = "") -> None:
         """Begin, or end, running every cell on the engines.
@@ -245,7 +304,8 @@ class ParallelMagics(Magics):
             self._autopx.disable()
             return
         self._active()
-        family = {name + self.suffix for name in ("px", "pxlocal", "pxresult", "pxconfig")}
+        names = ("px", "pxlocal", "pxresult", "pxconfig", "pxwho")
+        family = {name + self.suffix for name in names}
         self._autopx = AutoPx(
             self.shell, "autopx" + self.suffix, family, execute=self.parallel_execute
         )
@@ -257,7 +317,7 @@ class ParallelMagics(Magics):
         self,
         cell: str,
         block: bool | None = None,
-        groupby: str = "type",
+        groupby: str | None = None,
         save_name: str | None = None,
         stream_output: bool | None = None,
         progress_after: float | None = None,
@@ -266,6 +326,10 @@ class ParallelMagics(Magics):
         targets: Any = None,
         verbose: bool | None = None,
         local: bool = False,
+        push: Sequence[str] | None = None,
+        pull: Sequence[str] | None = None,
+        timeout: float | None = None,
+        interrupt_on_error: bool | None = None,
     ) -> AsyncResult | None:
         """Run code on the view's engines: what ``%px`` and ``%%px`` do.
 
@@ -279,11 +343,23 @@ class ParallelMagics(Magics):
             Likewise.
         local : bool
             Run the code here too, while the engines run it.
+        push, pull : list of str, optional
+            Names of the session that the engines get before, and names of the engines that
+            the session gets afterwards.
+        timeout, interrupt_on_error
+            As the options of ``%%px``; None for what ``%pxconfig`` says.
 
         Returns
         -------
         AsyncResult or None
             None when blocking: output and errors have been shown.
+
+        Raises
+        ------
+        UsageError
+            When a name to push is not there.
+        TimeoutError
+            When blocking, and the engines have not finished in time.
         """
         view = self._active()
         block = _first(block, view.block)
@@ -292,27 +368,69 @@ class ParallelMagics(Magics):
             kind = "Parallel" if block else "Async parallel"
             print(f"{kind} execution on engine(s): {_targets_text(targets)}")
 
+        if (push or pull) and not isinstance(targets, int):
+            # the same engines for all of it
+            targets = view.client._build_targets(targets)[1]
+        values = self._pushed(push or ())
+        pushed = view.push(values, targets=targets, block=False) if values else None
+
         result = view.execute(cell, silent=False, targets=targets, block=False)
         result._fname = "%px"
         self.last_result = result
         if save_name:
             self.shell.user_ns[save_name] = result
 
+        timeout = _first(timeout, self.timeout)
+        interrupt = _first(interrupt_on_error, self.interrupt_on_error)
+        signal = _first(signal_on_interrupt, self.signal_on_interrupt)
+        watch = None
+        if timeout or interrupt:
+            watch = Watch(
+                view.client, result, _first(signal, "SIGINT"), timeout=timeout, on_error=interrupt
+            )
+
         interrupted = False
         if local:
             here = self.shell.run_cell(cell)
             interrupted = isinstance(here.error_in_exec, KeyboardInterrupt)
         if not block:
+            if stream_output:
+                OutputStreamer(result._targeted()).show_until_done()
+            for name in pull or ():
+                self.shell.user_ns[name] = view.pull(name, targets=targets, block=False)
             return result
+        groupby = _first(groupby, self.groupby)
+        # folded output is that of all engines, and what they said while the cell ran here is late
+        streamed = self.stream_output and not local and groupby != "folded"
         how = Presentation(
-            # what the engines said while the cell ran here is late for streaming
-            stream=_first(stream_output, self.stream_output and not local),
+            stream=_first(stream_output, streamed),
             groupby=groupby,
             progress_after=_first(progress_after, self.progress_after_seconds),
-            signal_on_interrupt=_first(signal_on_interrupt, self.signal_on_interrupt),
+            signal_on_interrupt=signal,
+            timeout=timeout,
         )
-        collect(view.client, result, how, interrupted=interrupted)
+        try:
+            completed = collect(view.client, result, how, watch=watch, interrupted=interrupted)
+        finally:
+            if pushed is not None and pushed.ready():
+                pushed.get()  # that it failed explains what came after
+        if completed:
+            for name in pull or ():
+                self.shell.user_ns[name] = view.pull(name, targets=targets, block=True)
         return None
+
+    def _pushed(self, names: Sequence[str]) -> dict[str, Any]:
+        """The values of names here."""
+        values = self.shell.user_ns
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise UsageError(f"--push {','.join(names)}: there is no {missing[0]!r} here")
+        return {name: values[name] for name in names}
+
+    def _targets_option(self, text: str | None) -> Any:
+        if not text:
+            return None
+        return targets_of(text, self._active().client.ids, self.shell)
 
 
 def _first(value: Any, default: Any) -> Any:

@@ -13,11 +13,13 @@ from typing import Any, TextIO
 from .futures import Metadata
 
 __all__ = [
+    "GROUPINGS",
     "ExecuteReply",
     "StreamPrinter",
     "displayed",
     "get_shell",
     "in_kernel",
+    "ranges",
     "show_heading",
     "show_outputs",
     "show_result",

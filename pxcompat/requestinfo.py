@@ -135,9 +135,15 @@ class RequestInfo(Future[Any]):
         """
         return self._output_event.wait(seconds(timeout))
 
-    def stream_output(self) -> AbstractContextManager[None]:
-        """Context manager during which output is shown as it arrives, what has arrived first."""
-        return OutputStreamer(self._targeted())
+    def stream_output(self, *, errors: bool = True) -> AbstractContextManager[None]:
+        """Context manager during which output is shown as it arrives, what has arrived first.
+
+        Parameters
+        ----------
+        errors : bool
+            Whether to show errors too, for those who do not raise them afterwards.
+        """
+        return OutputStreamer(self._targeted(), errors=errors)
 
     def display_outputs(self, groupby: str = "type", result_only: bool = False) -> None:
         """Show the output of the finished requests, and their results.

@@ -259,6 +259,137 @@ def test_signal_0_leaves_the_engines_running(rc: Any, ip: InteractiveShell, view
     assert view["done"] == [1] * len(view.targets)
 
 
+# -- values with a cell --------------------------------------------------------
+
+
+def test_push_and_pull(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    ip.user_ns.update(a=20, b=22)
+    px(ip, "--push a,b --pull c", "c = a + b")
+    assert ip.user_ns["c"] == [42] * len(view.targets)
+    first, second = view.targets[:2]
+    px(ip, f"-t {first} --pull c", "c = 'one'")
+    assert ip.user_ns["c"] == "one"
+    px(ip, f"-t {first},{second} --pull c", "c = 'two'")
+    assert ip.user_ns["c"] == ["two", "two"]
+
+
+def test_pull_without_waiting(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    ip.user_ns["a"] = 5
+    px(ip, "--noblock --push a --pull c", "c = a * 2")
+    assert ip.user_ns["c"].get(30) == [10] * len(view.targets)
+
+
+def test_nothing_is_pulled_after_a_failure(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    ip.user_ns["c"] = "kept"
+    with showing(), pytest.raises(CompositeError):
+        ip.run_cell_magic("px", "--no-stream --pull c", "c = 1\n1/0")
+    assert ip.user_ns["c"] == "kept"
+
+
+# -- engines that take too long ------------------------------------------------
+
+
+def test_timeout_interrupts_the_engines_at_work(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    first, second = view.targets[:2]
+    rc[[first, second]].scatter("slow", [False, True], flatten=True, block=True)
+    began = time.monotonic()
+    with showing() as shown, pytest.raises(TimeoutError) as caught:
+        ip.run_cell_magic(
+            "px",
+            f"-t {first},{second} --stream --timeout 1",
+            "import time\nprint('begun')\nif slow:\n    time.sleep(60)",
+        )
+    assert time.monotonic() - began < 30
+    assert str(caught.value) == (
+        f"%px was to take 1 s; engine {second} had not finished and got SIGINT"
+    )
+    assert shown[0].stdout.count("begun") == 2
+    assert shown[0].stderr.count("KeyboardInterrupt") >= 1
+    # and is free for what comes
+    assert view.apply_sync(lambda: 1) == [1] * len(view.targets)
+
+
+def test_timeout_takes_back_what_has_not_begun(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    first = view.targets[0]
+    others = rc[first].apply_async(time.sleep, 3)
+    with showing(), pytest.raises(TimeoutError, match="had other work and never began it"):
+        ip.run_cell_magic("px", f"-t {first} --timeout 0.5", "ran = True")
+    assert others.get(30) is None
+    assert not rc[first].apply_sync(lambda: "ran" in globals())
+
+
+def test_timeout_of_engines_that_pay_no_heed(
+    rc: Any, ip: InteractiveShell, view: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pxcompat.magics.execution.GRACE", 0.5)
+    code = (
+        "import time\nend = time.monotonic() + 4\nwhile time.monotonic() < end:\n"
+        "    try:\n        time.sleep(0.1)\n    except KeyboardInterrupt:\n        pass"
+    )
+    first = view.targets[0]
+    with showing(), pytest.raises(TimeoutError, match=f"engine {first} still at work"):
+        ip.run_cell_magic("px", f"-t {first} --timeout 0.5", code)
+    assert ip.magics_manager.magics["line"]["px"].__self__.last_result.wait(30)
+
+
+def test_the_others_are_interrupted_when_one_fails(
+    rc: Any, ip: InteractiveShell, view: Any
+) -> None:
+    view.scatter("rank", range(len(view.targets)), flatten=True, block=True)
+    began = time.monotonic()
+    code = "import time\nif rank == 0:\n    raise ValueError('the first')\ntime.sleep(60)"
+    with showing(), pytest.raises(CompositeError) as caught:
+        ip.run_cell_magic("px", "--no-stream --interrupt-on-error", code)
+    assert time.monotonic() - began < 30
+    enames = [ename for ename, *_ in caught.value.elist]
+    assert enames == ["ValueError", *["KeyboardInterrupt"] * (len(view.targets) - 1)]
+
+
+def test_limits_hold_without_waiting(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    first = view.targets[0]
+    ar = ip.run_cell_magic(
+        "px", f"-t {first} --noblock --timeout 0.5", "import time; time.sleep(60)"
+    )
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        ar.get(30)
+
+
+# -- many engines --------------------------------------------------------------
+
+
+def test_identical_outputs_are_folded(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    view.scatter("rank", range(len(view.targets)), flatten=True, block=True)
+    everyone = "-".join(map(str, (view.targets[0], view.targets[-1])))
+    assert view.targets == list(range(view.targets[0], view.targets[-1] + 1))
+    shown = px(ip, "--fold", "print('same'); rank == 0")
+    assert shown.stdout == f"[stdout:{everyone}] \nsame\n"
+    rest = "-".join(map(str, (view.targets[1], view.targets[-1])))
+    assert [re.sub(r":\d+", "", text) for text in shown.displays] == [
+        f"Out[{view.targets[0]}]: True",
+        f"Out[{rest}]: False",
+    ]
+
+
+def test_who(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    view.push({"same": 1, "text": "abc"})
+    view.scatter("part", range(len(view.targets) + 1), block=True)
+    rc[view.targets[-1]].push({"only": [1, 2]}, block=True)
+    with showing() as shown:
+        ip.run_line_magic("pxwho", "")
+    lines = shown[0].displays[0].splitlines()
+    table = {tuple(line.replace("≠", "").split()[:2]): line for line in lines[2:]}
+    everyone = f"{view.targets[0]}-{view.targets[-1]}"
+    assert re.search(r"int +\d+ +1$", table["same", everyone])
+    assert "≠" not in table["same", everyone] and "'abc'" in table["text", everyone]
+    assert re.match(
+        rf"≠  only +{view.targets[-1]} +list +len 2 ", table["only", str(view.targets[-1])]
+    )
+    assert sum(line.startswith("≠  part") for line in lines) == 2
+    with showing() as shown:
+        ip.run_line_magic("pxwho", f"-t {view.targets[0]} s* te*")
+    assert [line.split()[0] for line in shown[0].displays[0].splitlines()[2:]] == ["same", "text"]
+
+
 # -- the rest of the family ----------------------------------------------------
 
 

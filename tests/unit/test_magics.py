@@ -60,7 +60,8 @@ class FakeResult:
     def finish(self) -> None:
         self._children = [Request(True) for _ in self._children]
 
-    def wait_interactive(self) -> None:
+    def wait_interactive(self, timeout: float) -> None:
+        assert timeout == -1
         self.asked.append("bar")
         self.finish()
 
@@ -69,7 +70,8 @@ class FakeResult:
         return True
 
     @contextmanager
-    def stream_output(self) -> Iterator[None]:
+    def stream_output(self, errors: bool) -> Iterator[None]:
+        assert errors is (len(self._children) > 1)
         self.asked.append("stream")
         yield
         self.asked.append("unstream")

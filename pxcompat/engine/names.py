@@ -1,0 +1,89 @@
+"""What the engine's namespace holds: for ``%pxwho``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from numbers import Number
+from types import ModuleType
+from typing import Any
+
+from . import current
+
+__all__ = ["Described", "describe"]
+
+#: characters of a value that are told
+VALUE_LIMIT = 40
+
+#: type, shape or length, bytes, and of a small plain value the value
+Described = tuple[str, str, int, str]
+
+
+def describe(patterns: Sequence[str]) -> dict[str, Described]:
+    """The names of the engine's namespace that match any pattern.
+
+    Without patterns, those that ``%who`` would list.
+    """
+    shell = current().shell
+    hidden = shell.user_ns_hidden
+    found = {}
+    for name, value in list(shell.user_ns.items()):
+        if patterns:
+            wanted = any(fnmatchcase(name, pattern) for pattern in patterns)
+        else:
+            own = name not in hidden or hidden[name] is not value
+            wanted = own and not name.startswith("_")
+        if wanted:
+            found[name] = (_type(value), _shape(value), _bytes(value), _text(value))
+    return found
+
+
+def _of_class(value: Any, name: str) -> Any:
+    """An attribute that the value's class knows of: others may be made up on the spot."""
+    if isinstance(value, type) or not hasattr(type(value), name):
+        return None
+    with suppress(Exception):  # a user's property may raise anything
+        return getattr(value, name)
+    return None
+
+
+def _type(value: Any) -> str:
+    name = type(value).__name__
+    dtype = _of_class(value, "dtype")
+    return name if dtype is None or isinstance(value, Number) else f"{name} of {dtype}"
+
+
+def _shape(value: Any) -> str:
+    shape = _of_class(value, "shape")
+    if isinstance(shape, tuple):
+        return "x".join(str(n) for n in shape) if not isinstance(value, Number) else ""
+    builtin = (str, bytes, bytearray, list, tuple, dict, set, frozenset, range)
+    return f"len {len(value)}" if isinstance(value, builtin) else ""
+
+
+def _bytes(value: Any) -> int:
+    nbytes = _of_class(value, "nbytes")
+    if isinstance(nbytes, int):
+        return nbytes
+    usage = _of_class(value, "memory_usage")
+    with suppress(Exception):  # of what only looks like pandas
+        total = usage() if usage is not None else None
+        if total is not None:
+            return int(total.sum() if hasattr(total, "sum") else total)
+    try:
+        return sys.getsizeof(value)
+    except Exception:  # a user's __sizeof__ may raise anything
+        return 0
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if not (value is None or isinstance(value, (str, bytes, Number))):
+        return ""
+    with suppress(Exception):  # a user's number
+        text = repr(value)
+        return text if len(text) <= VALUE_LIMIT else text[: VALUE_LIMIT - 3] + "..."
+    return ""
