@@ -158,6 +158,8 @@ class MessageFuture(Future[Any]):
         self.held: Handle | None = None
         #: how many output events have arrived
         self.outputs = 0
+        #: how many items of a map that runs are done, as far as the engine has said
+        self.items_done = 0
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
         self._pickled: Frames | Handle | None = None
@@ -224,14 +226,14 @@ class MessageFuture(Future[Any]):
     def write_output(self, event: OutputEvent, record: Callable[[Metadata], None]) -> None:
         """Record an event in the metadata and tell the listeners, atomically."""
         with self._lock:
+            if event.type == "progress":
+                self.items_done = event.content["done"]
             record(self.metadata)
             listeners = list(self._listeners)
             for listener in listeners:
                 listener(event)
 
-    def finish(
-        self, pickled: Frames | Handle, decode: Callable[[Frames | Handle], Any]
-    ) -> None:
+    def finish(self, pickled: Frames | Handle, decode: Callable[[Frames | Handle], Any]) -> None:
         """End well, with a result that ``decode`` unpickles when it is asked for."""
         with self._lock:
             self._pickled, self._decode = pickled, decode

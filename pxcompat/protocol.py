@@ -120,7 +120,8 @@ class OutputEvent:
         ``"stream"`` (content ``name``, ``text``), ``"display_data"``,
         ``"update_display_data"`` and ``"execute_result"`` (Jupyter's message contents:
         ``data``, ``metadata``, ``transient``, ``execution_count``), ``"clear_output"``
-        (``wait``), ``"error"`` (``ename``, ``evalue``, ``traceback``, ``engine_info``) and
+        (``wait``), ``"progress"`` (``done``: items of a map so far), ``"error"``
+        (``ename``, ``evalue``, ``traceback``, ``engine_info``) and
         ``"data"`` (``frames``: a pickled dict published with ``datapub``).
     """
 

@@ -38,8 +38,12 @@ class RequestInfo(Future[Any]):
 
     @property
     def progress(self) -> int:
-        """How many of the ``len(ar)`` tasks are done."""
-        return sum(self._chunk_sizes.get(c.msg_id, 1) for c in self._children if c.done())
+        """How many of the ``len(ar)`` tasks are done, those of unfinished requests included."""
+        sizes = [self._chunk_sizes.get(child.msg_id, 1) for child in self._children]
+        return sum(
+            size if child.done() else min(child.items_done, size)
+            for child, size in zip(self._children, sizes, strict=True)
+        )
 
     def _targeted(self) -> list[tuple[MessageFuture, int | None]]:
         """Each child with the engine it was sent to, None where a scheduler chose."""

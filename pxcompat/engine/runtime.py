@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from .. import serialize
 from ..protocol import OutputEvent, Reply, Request
 from . import output_of_thread, set_current
+from .counting import counted
 from .failure import describe_failure
 from .output import Flusher, RequestOutput, Stream, routed
 from .records import Record, Records, copied
@@ -338,7 +339,8 @@ class Engine:
         args, kwargs = serialize.loads(arguments, scope)
         with shell.builtin_trap:
             if request.content.get("map"):
-                result = [self._awaited(value) for value in map(function, *args, **kwargs)]
+                values = counted(map(function, *args, **kwargs), shell.emit)
+                result = [self._awaited(value) for value in values]
             else:
                 result = self._awaited(function(*args, **kwargs))
             if shell.events.callbacks["post_execute"]:

@@ -133,3 +133,29 @@ def test_coroutine_functions_are_awaited(e0: ipp.DirectView) -> None:
         return x + 1
 
     assert e0.apply_sync(later, 1) == 2
+
+
+def test_items_of_a_map_are_counted_while_it_runs(rc: ipp.Client, tmp_path: Any) -> None:
+    view = rc[rc.ids[:2]]
+    path = str(tmp_path / "go")
+
+    def wait_at_the_end(i: int, path: str = path) -> int:
+        import os
+        import time
+
+        end = time.monotonic() + 30
+        while i % 10 == 9 and not os.path.exists(path) and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.06)
+        return i
+
+    ar = view.map_async(wait_at_the_end, range(20))
+    wait_until(lambda: ar.progress >= 8)
+    assert not any(part.ready() for part in ar.split())
+    assert ar.progress < len(ar) == 20
+    (tmp_path / "go").touch()
+    assert ar.get(PATIENCE) == list(range(20))
+    assert ar.progress == 20
+    # the count is no output: another client finds the result, and its output complete
+    other = rc.get_result(ar.msg_ids, owner=False)
+    assert other.wait_for_output(PATIENCE)
