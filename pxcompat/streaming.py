@@ -319,7 +319,7 @@ class _Terminal:
     def finish(self) -> None:
         live, self._live = self._live, {}
         with self._out_of_the_way():
-            for (name, engine), line in live.items():
+            for (name, engine), line in sorted(live.items(), key=_by_engine):
                 self._printer.print(f"{line}\n", f"[{name}:{engine}] ", getattr(sys, name))
 
     @contextmanager
@@ -337,7 +337,10 @@ class _Terminal:
     def _draw(self) -> None:
         self._printer.end_line(sys.stdout)
         width = shutil.get_terminal_size().columns
-        lines = [f"[{name}:{engine}] {line}" for (name, engine), line in self._live.items()]
+        lines = [
+            f"[{name}:{engine}] {line}"
+            for (name, engine), line in sorted(self._live.items(), key=_by_engine)
+        ]
         if len(lines) > LIVE_LINES:
             lines[LIVE_LINES - 1 :] = [f"... and {len(lines) - LIVE_LINES + 1} more"]
         sys.stdout.write("".join(line[: width - 1] + "\n" for line in lines))
@@ -347,3 +350,8 @@ class _Terminal:
 
 def _is_terminal(stream: Any) -> bool:
     return bool(getattr(stream, "isatty", bool)())
+
+
+def _by_engine(live: tuple[tuple[str, int | None], str]) -> tuple[int, str]:
+    (name, engine), _ = live
+    return -1 if engine is None else engine, name
