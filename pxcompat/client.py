@@ -27,6 +27,7 @@ from .error import (
 from .futures import MessageFuture, Metadata
 from .hub import Hub
 from .lbview import LoadBalancedView
+from .progress import aside
 from .protocol import Frames
 from .view import BroadcastView, DirectView
 from .work import FuturesByID, Work
@@ -517,5 +518,6 @@ def _legacy_arguments(connection_info: Any, options: dict[str, Any]) -> Any:
 
 def _tell(text: str) -> None:
     """Say something to the person at the terminal or notebook, where bars are shown too."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    stream = aside()
+    stream.write(text + "\n")
+    stream.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal as signals
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .dispatch import Dispatcher
 from .error import EngineError, InvalidEngineId, NoEnginesRegistered
+from .progress import aside, noninteractive
 from .protocol import Backend
 from .util import ReverseDict, progress
 
@@ -175,7 +175,7 @@ class Engines:
                 total=n,
                 desc="engines",
                 unit="engine",
-                file=sys.stderr,
+                file=aside(),
             )
             if bar
             else None
@@ -251,8 +251,6 @@ class Engines:
 
 
 def _wants_bar(interactive: bool | None) -> bool:
-    from .progress import noninteractive
-
     if interactive is not None:
         return interactive
     if noninteractive():

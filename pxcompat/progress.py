@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .display import in_kernel
 from .waiting import seconds
@@ -16,13 +16,24 @@ from .waiting import seconds
 if TYPE_CHECKING:
     from .asyncresult import AsyncResult
 
-__all__ = ["noninteractive", "progress", "wait_with_bar"]
+__all__ = ["aside", "noninteractive", "progress", "wait_with_bar"]
 
 
 def noninteractive() -> bool:
     """Whether the user asked for no bars: ``PXCOMPAT_NONINTERACTIVE`` or ``IPP_NONINTERACTIVE``."""
     names = ("PXCOMPAT_NONINTERACTIVE", "IPP_NONINTERACTIVE")
     return any(os.environ.get(name, "") not in {"", "0"} for name in names)
+
+
+def aside() -> TextIO:
+    """Where to tell a person how things are going: stderr, which a script's output is not;
+    beneath a notebook's cell stdout, as stderr looks like an error there."""
+    return sys.stdout if in_kernel() else sys.stderr
+
+
+def _seen(file: Any) -> bool:
+    """Whether somebody looks on: a bar in a log is of no use."""
+    return in_kernel() or bool(getattr(file, "isatty", bool)())
 
 
 def progress(*args: Any, widget: bool | None = None, **kwargs: Any) -> Any:
@@ -33,14 +44,16 @@ def progress(*args: Any, widget: bool | None = None, **kwargs: Any) -> Any:
     widget : bool, optional
         Whether to use the notebook form.  Default: in a kernel that has ipywidgets.
     *args, **kwargs
-        As for :class:`tqdm.tqdm`.  ``disable`` defaults to :func:`noninteractive`.
+        As for :class:`tqdm.tqdm`.  ``file`` defaults to stdout, ``disable`` to whether the
+        user asked for no bars or ``file`` is neither a terminal nor a notebook.
     """
+    kwargs.setdefault("file", sys.stdout)
+    if kwargs.get("disable") is None:
+        kwargs["disable"] = noninteractive() or not _seen(kwargs["file"])
     if widget is None:
         widget = in_kernel() and find_spec("ipywidgets") is not None
-    kwargs.setdefault("disable", noninteractive())
     if widget:
         return import_module("tqdm.notebook").tqdm(*args, **kwargs)
-    kwargs.setdefault("file", sys.stdout)
     return import_module("tqdm").tqdm(*args, **kwargs)
 
 

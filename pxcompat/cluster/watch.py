@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Collection
 
 from ..error import EngineError
-from ..progress import progress as progress_bar
+from ..progress import aside, progress as progress_bar
 from ..protocol import EngineInfo, OutputEvent, Reply
 
 __all__ = ["EngineWatch"]
@@ -61,7 +60,7 @@ class EngineWatch:
             return up == len(keys)
 
         with progress_bar(
-            total=len(keys), unit="engine", file=sys.stderr, disable=not progress
+            total=len(keys), unit="engine", file=aside(), disable=None if progress else True
         ) as bar:
             if not self._wait(ready, timeout):
                 raise TimeoutError(f"{up} of {len(keys)} engines registered within {timeout:g} s")

@@ -7,6 +7,7 @@ import concurrent.futures
 import copy
 import gc
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -621,8 +622,14 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture
+def terminal(bars: None, capsys: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written to stdout goes, as far as it knows, to a terminal."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+
 def test_wait_interactive_draws_a_bar(
-    client: FakeClient, bars: None, capsys: pytest.CaptureFixture[str]
+    client: FakeClient, terminal: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     children = pending(2)
     ar = AsyncResult(client, children, fname="slow")
@@ -635,6 +642,25 @@ def test_wait_interactive_draws_a_bar(
     assert ar.done()
     out = capsys.readouterr().out
     assert "slow: 100%" in out and "2/2" in out
+
+
+def test_the_bar_counts_items_of_requests_under_way(
+    client: FakeClient, terminal: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    children = pending(2)
+    ar = AsyncResult(client, children, chunk_sizes={"m0": 4, "m1": 4})
+    end(children[0], value=[0] * 4)
+    children[1].write_output(OutputEvent(0, "progress", {"done": 3}), lambda metadata: None)
+    assert (ar.progress, len(ar)) == (7, 8)
+    ar.wait_interactive(timeout=0.01)
+    assert "7/8" in capsys.readouterr().out
+
+
+def test_no_bar_in_a_log(
+    client: FakeClient, bars: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AsyncResult(client, done(1)).wait_interactive()
+    assert capsys.readouterr() == ("", "")
 
 
 def test_wait_interactive_stops_early(client: FakeClient, bars: None) -> None:
@@ -652,6 +678,7 @@ def test_wait_interactive_stops_early(client: FakeClient, bars: None) -> None:
 @pytest.mark.parametrize("name", ["PXCOMPAT_NONINTERACTIVE", "IPP_NONINTERACTIVE"])
 def test_no_bar_when_noninteractive(
     client: FakeClient,
+    terminal: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     name: str,
