@@ -622,15 +622,18 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def terminal(bars: None, capsys: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written to stdout goes, as far as it knows, to a terminal."""
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what is stdout now say that it is a terminal."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
 
 
 def test_wait_interactive_draws_a_bar(
-    client: FakeClient, terminal: None, capsys: pytest.CaptureFixture[str]
+    client: FakeClient,
+    bars: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    on_a_terminal(monkeypatch)
     children = pending(2)
     ar = AsyncResult(client, children, fname="slow")
     timers = [threading.Timer(0.01 * i, end, (child,)) for i, child in enumerate(children)]
@@ -645,8 +648,12 @@ def test_wait_interactive_draws_a_bar(
 
 
 def test_the_bar_counts_items_of_requests_under_way(
-    client: FakeClient, terminal: None, capsys: pytest.CaptureFixture[str]
+    client: FakeClient,
+    bars: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    on_a_terminal(monkeypatch)
     children = pending(2)
     ar = AsyncResult(client, children, chunk_sizes={"m0": 4, "m1": 4})
     end(children[0], value=[0] * 4)
@@ -678,11 +685,11 @@ def test_wait_interactive_stops_early(client: FakeClient, bars: None) -> None:
 @pytest.mark.parametrize("name", ["PXCOMPAT_NONINTERACTIVE", "IPP_NONINTERACTIVE"])
 def test_no_bar_when_noninteractive(
     client: FakeClient,
-    terminal: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
+    on_a_terminal(monkeypatch)
     monkeypatch.setenv(name, "1")
     AsyncResult(client, done(1)).wait_interactive()
     assert capsys.readouterr() == ("", "")
