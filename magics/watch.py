@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..children import reply_error_of
 from ..display import ranges
-from ..error import InvalidEngineId
+from ..error import InvalidEngineId, RemoteError
 from ..futures import MessageFuture
 from ..waiting import Countdown
 
@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from ..asyncresult import AsyncResult
     from ..client import Client
 
-__all__ = ["Watch"]
+__all__ = ["CellTimeout", "Watch"]
+
+
+class CellTimeout(TimeoutError):
+    """The engines have not finished in the time that ``%px --timeout`` gave them."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython's hook: where the magic waited explains nothing
+        lines = []
+        if isinstance(self.__cause__, RemoteError):
+            lines += self.__cause__.render_traceback()
+        return [*lines, f"TimeoutError: {self}"]
 
 
 class Watch:
@@ -62,7 +73,7 @@ class Watch:
             timer.start()
             Countdown(result._children, timer.cancel)
 
-    def late(self) -> TimeoutError | None:
+    def late(self) -> CellTimeout | None:
         """What to raise when the time was up before the engines had finished."""
         if not self._late:
             return None
@@ -78,7 +89,7 @@ class Watch:
                 f"; {_engines(running)} still at work:"
                 f" client.send_signal('SIGKILL', targets={running}) would end them"
             )
-        return TimeoutError(text)
+        return CellTimeout(text)
 
     # -- in threads of the client's or the timer's ------------------------------
 

@@ -139,6 +139,60 @@ def status() -> None:
     click.echo("\n".join(Environment.current().status()))
 
 
+@main.group()
+def kernel() -> None:
+    """Jupyter kernels in which `import ipyparallel` means pxcompat."""
+
+
+@kernel.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--name",
+    default="pxcompat",
+    show_default=True,
+    help="What notebooks call it; python3 makes it what most of them ask for.",
+)
+@click.option("--display-name", metavar="TEXT", help="What people choose it by.")
+@click.option("--user", is_flag=True, help="For all environments of this user.")
+@click.option("--prefix", metavar="DIR", help="For the environment in this folder.")
+@click.option("--backend", metavar="B", help="What runs the engines, e.g. dask.")
+@click.option("-n", type=click.IntRange(min=1), metavar="N", help="Number of embedded engines.")
+def install(
+    name: str,
+    display_name: str | None,
+    user: bool,
+    prefix: str | None,
+    backend: str | None,
+    n: int | None,
+) -> None:
+    """Tell Jupyter of a kernel that is this Python with the alias on.
+
+    Notebooks that use it need no edits.  Without --user and --prefix it is for this
+    environment, where it is a virtual one, and else for this user.
+    """
+    from .kernel import DISPLAY_NAME, install as install_kernel
+
+    if user and prefix is not None:
+        raise Refused("--user and --prefix name two places")
+    if backend is not None:
+        _check_backend(backend)
+    if prefix is None and not user and sys.prefix != sys.base_prefix:
+        prefix = sys.prefix
+    given = {"PXCOMPAT_BACKEND": backend, "PXCOMPAT_N": n}
+    env = {variable: str(value) for variable, value in given.items() if value is not None}
+    if display_name is None:
+        display_name = DISPLAY_NAME if name == "pxcompat" else f"{DISPLAY_NAME}: {name}"
+    try:
+        folder = install_kernel(name, display_name=display_name, prefix=prefix, env=env)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    except OSError as error:
+        raise Refused(f"cannot write {error.filename}: {error.strerror}") from None
+    click.echo(f"Kernel {name!r} is in {folder}")
+    click.echo(
+        f"Choose {display_name!r}, or: jupyter lab --MultiKernelManager.default_kernel_name={name}"
+    )
+
+
 def _change(what: str) -> None:
     from .environment import Environment
 

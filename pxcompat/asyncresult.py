@@ -20,6 +20,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, Protocol, SupportsIndex
 
+from .cards import result_card
 from .children import ResultClient, error_of, known, merged, reply_error_of, value_of
 from .display import ExecuteReply
 from .futures import MessageFuture
@@ -477,6 +478,9 @@ class AsyncResult(RequestInfo):
             failure = super().exception(0) if self._loaded is None else self._loaded[1]
             state = "finished" if failure is None else "failed"
         return f"<{type(self).__name__}({self._fname}): {state}>"
+
+    def _repr_html_(self) -> str:
+        return result_card(self)
 
 
 class AsyncMapResult(AsyncResult):

@@ -10,6 +10,7 @@ from traitlets import Any as AnyTrait, Bool, HasTraits
 
 from .asyncresult import AsyncResult
 from .bounded import BoundedList
+from .cards import view_card
 from .executor import ViewExecutor
 from .futures import MessageFuture
 from .protocol import Frames
@@ -77,6 +78,9 @@ class View(HasTraits):
         if len(targets) > 16:
             targets = targets[:12] + "...]"
         return f"<{type(self).__name__} {targets}>"
+
+    def _repr_html_(self) -> str:
+        return view_card(self)
 
     def __len__(self) -> int:
         if isinstance(self.targets, list):

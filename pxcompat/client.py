@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from .balance import Balancer
+from .cards import client_card
 from .dependency import Dependency
 from .dispatch import Dispatcher
 from .display import ExecuteReply
@@ -213,12 +214,15 @@ class Client(Work):
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *exc_info: Any) -> None:
+    def __exit__(self, exc_type: Any = None, exc_value: Any = None, traceback: Any = None) -> None:
         self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self.ids)} engines"
         return f"<Client: {self._backend.name}, profile {self.profile!r}, {state}>"
+
+    def _repr_html_(self) -> str:
+        return client_card(self)
 
     def shutdown(
         self,
@@ -287,12 +291,25 @@ class Client(Work):
             raise AttributeError(f"a client on {self._backend.name} has no dask_client")
         return self._backend.native
 
-    def become_dask(self, targets: Any = "all", **options: Any) -> Any:
+    def become_dask(
+        self,
+        targets: Any = "all",
+        port: int = 0,
+        nanny: bool = False,
+        scheduler_args: Any = None,
+        **worker_args: Any,
+    ) -> Any:
         """A ``distributed.Client`` whose workers are the engines.
 
         The engines are Dask workers already: nothing is started.  Each finds its worker
-        under the name ``distributed_worker``.  ``options``, about starting workers, are
-        accepted and ignored.
+        under the name ``distributed_worker``.
+
+        Parameters
+        ----------
+        targets : int, list of int, slice or "all"
+            The engines that are to know their worker.
+        port, nanny, scheduler_args, **worker_args
+            Ignored: they are about starting a scheduler and workers.
 
         Returns
         -------

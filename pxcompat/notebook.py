@@ -24,6 +24,8 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
+from .kernel import ARGV, DISPLAY_NAME
+
 __all__ = ["NotFit", "read", "run"]
 
 #: seconds that an interrupted cell, and then the kernel with its engines, has to end by itself
@@ -120,8 +122,7 @@ class _KernelManager(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", "pxcompat.kernel", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Python 3 (pxcompat)", language="python")
+        return KernelSpec(argv=ARGV, display_name=DISPLAY_NAME, language="python")
 
 
 class _Client(NotebookClient):

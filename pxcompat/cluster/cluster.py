@@ -29,6 +29,7 @@ from traitlets import (
 )
 from traitlets.config import Application, Config, LoggingConfigurable
 
+from ..cards import cluster_card
 from ..error import BackendError, InvalidEngineId
 from ..protocol import Backend, LaunchSpec
 from . import connection as connections, profiles, saved
@@ -217,6 +218,9 @@ class Cluster(LoggingConfigurable):
         if self.engines:
             fields["engine_sets"] = repr(list(self.engines))
         return f"<{type(self).__name__}({', '.join(f'{k}={v}' for k, v in fields.items())})>"
+
+    def _repr_html_(self) -> str:
+        return cluster_card(self)
 
     # -- saving -----------------------------------------------------------------------
 
