@@ -192,6 +192,11 @@ class StreamPrinter:
             file.write("\n")
             self._at_line_start, self._heading = True, ""
 
+    def interrupted(self, file: TextIO) -> None:
+        """Something else is shown now: what follows needs a new line and a heading."""
+        self.end_line(file)
+        self._heading = ""
+
 
 def displayed(
     content: Mapping[str, Any], engine: int | str | None

@@ -314,6 +314,7 @@ class _Terminal:
     @contextmanager
     def aside(self) -> Iterator[Any]:
         with self._out_of_the_way():
+            self._printer.interrupted(sys.stdout)
             yield sys.stderr
 
     def finish(self) -> None:
