@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     )
     from typing import Any
 
+    from traitlets.config.configurable import MultipleInstanceError as MultipleInstanceError
+
     from . import error as error, util as util
     from .asyncresult import (
         AsyncHubResult as AsyncHubResult,
@@ -95,6 +97,7 @@ version_info = (0, 1, 0)
 #: module -> the public names that come from it
 _EXPORTS = {
     "concurrent.futures": ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"),
+    "traitlets.config.configurable": ("MultipleInstanceError",),
     ".asyncresult": ("AsyncHubResult", "AsyncMapResult", "AsyncResult"),
     ".client": ("Client",),
     ".cluster": ("Cluster", "ClusterManager"),

@@ -58,6 +58,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "joblib": ("pxcompat.joblib",),
     "serialize": ("pxcompat.serialize",),
     "serialize.canning": ("pxcompat.serialize.canning",),
+    "serialize.codeutil": ("pxcompat.serialize.codeutil",),
     "serialize.serialize": ("pxcompat.serialize.canning",),
     "util": ("pxcompat.util",),
 }

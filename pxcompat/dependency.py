@@ -12,7 +12,7 @@ from typing import Any
 
 from .error import UnmetDependency
 from .serialize import Reference
-from .serialize.canning import CannedObject, can_map
+from .serialize.canning import can_dependent, can_map
 
 __all__ = ["Dependency", "depend", "dependent", "require"]
 
@@ -87,7 +87,7 @@ class dependent:
 
 
 # ``uncan(can(f), namespace)`` is an arrival too
-can_map[dependent] = CannedObject
+can_map[dependent] = can_dependent
 
 
 def require(*objects: Any, **mapping: Any) -> Callable[[Callable[..., Any]], dependent]:

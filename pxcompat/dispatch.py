@@ -152,7 +152,7 @@ class Dispatcher:
             follow=header.get("follow", []),
             label=header.get("label"),
         )
-        future = MessageFuture(msg_id, kind, metadata)
+        future = MessageFuture(msg_id, method=kind, metadata=metadata)
         with self.lock:
             self.history.append(msg_id)
             self.track(future, key)

@@ -316,17 +316,19 @@ class AlreadyDisplayedError(RemoteError):
         return [str(self)]
 
 
-def collect_exceptions(results: T, method: str = "unspecified") -> T:
+def collect_exceptions(rdict_or_list: T, method: str = "unspecified") -> T:
     """Raise a :class:`CompositeError` when any result is a RemoteError; else return them.
 
     Parameters
     ----------
-    results : list or dict
+    rdict_or_list : list or dict
         Results, RemoteErrors among them.  CompositeErrors are flattened.
     method : str
         What was being done, for the message.
     """
-    values: Iterable[Any] = results.values() if isinstance(results, dict) else results  # type: ignore[assignment]
+    values: Iterable[Any] = (
+        rdict_or_list.values() if isinstance(rdict_or_list, dict) else rdict_or_list  # type: ignore[assignment]
+    )
     elist: list[ErrorItem] = []
     for value in values:
         if isinstance(value, CompositeError):
@@ -335,7 +337,7 @@ def collect_exceptions(results: T, method: str = "unspecified") -> T:
             elist.append((value.ename, value.evalue, value.traceback, value.engine_info))
     if elist:
         raise CompositeError(f"one or more exceptions raised in: {method}", elist)
-    return results
+    return rdict_or_list
 
 
 def wrap_exception(engine_info: EngineInfoDict | None = None) -> dict[str, Any]:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
+from collections.abc import Callable, Collection
+from concurrent.futures import CancelledError, Future, wait as wait_for_all
+from typing import Any, TypeVar
 
 from .protocol import Frames, Handle, OutputEvent
 
-__all__ = ["MessageFuture", "Metadata", "overwritten"]
+__all__ = [
+    "MessageFuture",
+    "Metadata",
+    "future_add_done_callback",
+    "future_set_exc_info",
+    "future_set_result_unless_cancelled",
+    "multi_future",
+    "overwritten",
+]
 
 Listener = Callable[[OutputEvent], None]
+AnyFuture = TypeVar("AnyFuture", bound=Future[Any])
+
+log = logging.getLogger("pxcompat")
 
 
 class Metadata(dict[str, Any]):
@@ -135,21 +147,35 @@ class MessageFuture(Future[Any]):
     Attributes
     ----------
     msg_id : str
+    header : dict
+        ``msg_type``: what kind of request it is, as ipyparallel's messages name it.
     method : str
         ``"apply"`` or ``"execute"``.
+    track : bool
+        Kept for compatibility: ``tracker`` is always true to the fact.
     metadata : Metadata
         Written as output arrives, complete when ``output`` is done.
     output : Future
         Done (None) when all of the request's output has arrived.
     sent : Future
         Done (None) when the request's buffers have left and may be changed.
+    tracker : Future
+        ``sent``, as ipyparallel calls it.
     """
 
     def __init__(
-        self, msg_id: str, method: str = "apply", metadata: Metadata | None = None
+        self,
+        msg_id: str,
+        header: dict[str, Any] | None = None,
+        *,
+        track: bool = False,
+        method: str = "apply",
+        metadata: Metadata | None = None,
     ) -> None:
         super().__init__()
         self.msg_id = msg_id
+        self.header = header or {"msg_type": f"{method}_request"}
+        self.track = track
         self.method = method
         self.metadata = metadata if metadata is not None else Metadata(msg_id=msg_id)
         self.output: Future[None] = Future()
@@ -168,6 +194,15 @@ class MessageFuture(Future[Any]):
         self._failure: BaseException | None = None
 
     # -- reading ---------------------------------------------------------------
+
+    @property
+    def tracker(self) -> Future[None]:
+        """Done (None) when the request's buffers have left and may be changed."""
+        return self.sent
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the reply, for ``timeout`` seconds at most; whether it is there."""
+        return bool(wait_for_all([self], timeout).done)
 
     def value(self) -> Any:
         """The result, or the exception (not raised).  Only when done.
@@ -248,3 +283,58 @@ class MessageFuture(Future[Any]):
         """End with an exception."""
         self._failure = error
         super().set_exception(error)
+
+
+# -- futures of any kind: concurrent.futures', asyncio's ---------------------------
+
+
+def future_set_result_unless_cancelled(future: Future[Any], value: Any) -> None:
+    """Set the result of a future, unless it has been cancelled."""
+    if not future.cancelled():
+        future.set_result(value)
+
+
+def future_set_exc_info(future: Future[Any], exc_info: tuple[Any, ...]) -> None:
+    """Set a future's exception from what ``sys.exc_info()`` gives."""
+    future.set_exception(exc_info[1])
+
+
+def future_add_done_callback(future: AnyFuture, callback: Callable[[AnyFuture], object]) -> None:
+    """Call ``callback(future)`` when the future is done; at once when it is."""
+    if future.done():
+        callback(future)
+    else:
+        future.add_done_callback(callback)  # type: ignore[arg-type]
+
+
+def multi_future(children: Collection[Future[Any]]) -> Future[list[Any]]:
+    """A future of the results of all of ``children``, in their order.
+
+    When several fail it has the exception of the first, and the others are logged.
+    """
+    together: Future[list[Any]] = Future()
+    lock = threading.Lock()
+    unfinished = set(children)
+
+    def one(child: Future[Any]) -> None:
+        with lock:
+            unfinished.discard(child)
+            if unfinished or together.done():
+                return
+            failures = [e for e in map(_failure_of, children) if e is not None]
+            for failure in failures[1:]:
+                log.error("another of several futures failed", exc_info=failure)
+            if failures:
+                together.set_exception(failures[0])
+            else:
+                together.set_result([f.result() for f in children])
+
+    if not unfinished:
+        together.set_result([])
+    for child in set(children):
+        future_add_done_callback(child, one)
+    return together
+
+
+def _failure_of(future: Future[Any]) -> BaseException | None:
+    return CancelledError() if future.cancelled() else future.exception()

@@ -16,15 +16,18 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
-from types import FunctionType
 from typing import Any, TypeVar
 
 from .progress import progress
+from .serialize.canning import interactive
 
 __all__ = [
+    "ISO8601",
+    "ISO8601_PAT",
     "Namespace",
     "ReverseDict",
     "abbreviate_profile_dir",
+    "become_dask_worker",
     "compare_datetimes",
     "disambiguate_ip_address",
     "disambiguate_url",
@@ -36,11 +39,13 @@ __all__ = [
     "ip_for_host",
     "is_ip",
     "is_url",
+    "local_logger",
     "log_errors",
     "progress",
     "select_random_ports",
     "shlex_join",
     "split_url",
+    "stop_distributed_worker",
     "utc",
     "utcnow",
     "validate_url",
@@ -50,29 +55,6 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 utc = timezone.utc
-
-
-# -- functions that are sent ---------------------------------------------------------
-
-
-def interactive(f: F) -> F:
-    """Let a function's globals be the interactive namespace, as if typed in a notebook
-    (ipyparallel.interactive).
-
-    For functions of a module which, sent to an engine, are to see the engine's names.
-    """
-    if not isinstance(f, FunctionType):
-        f.__module__ = "__main__"
-        return f
-    scope = __import__("__main__").__dict__
-    twin = FunctionType(f.__code__, scope, f.__name__, f.__defaults__, f.__closure__)
-    twin.__kwdefaults__ = f.__kwdefaults__
-    twin.__dict__.update(f.__dict__)
-    twin.__doc__ = f.__doc__
-    twin.__annotations__ = f.__annotations__
-    twin.__qualname__ = f.__qualname__
-    twin.__module__ = "__main__"
-    return twin  # type: ignore[return-value]
 
 
 # -- dicts ---------------------------------------------------------------------------
@@ -166,8 +148,9 @@ def _number(text: str) -> float | None:
 # -- times ---------------------------------------------------------------------------
 
 # what jupyter's JSON writes; datetime.fromisoformat reads all of it only from Python 3.11 on
-_ISO8601 = re.compile(
-    r"^(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2})(?:\.(\d{1,6}))?(?:Z|([+-]\d{2}):?(\d{2}))?$"
+ISO8601 = "%Y-%m-%dT%H:%M:%S.%f"
+ISO8601_PAT = re.compile(
+    r"^(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2})(\.\d{1,6})?(Z|[+-]\d{2}:?\d{2})?$"
 )
 
 
@@ -198,12 +181,13 @@ def extract_dates(obj: Any) -> Any:
 
 
 def _parse_date(text: Any) -> Any:
-    match = _ISO8601.match(text) if text else None
+    match = ISO8601_PAT.match(text) if text else None
     if match is None:
         return text
-    seconds, fraction, hours, minutes = match.groups()
-    zone = f"{hours}:{minutes}" if hours else "+00:00" if text.endswith("Z") else ""
-    return ensure_timezone(datetime.fromisoformat(f"{seconds}.{(fraction or '0'):0<6}{zone}"))
+    seconds, fraction, zone = match.groups("")
+    if zone:
+        zone = "+00:00" if zone == "Z" else f"{zone[:3]}:{zone[-2:]}"
+    return ensure_timezone(datetime.fromisoformat(f"{seconds}{fraction or '.0':0<7}{zone}"))
 
 
 # -- addresses -----------------------------------------------------------------------
@@ -359,6 +343,50 @@ def integer_loglevel(loglevel: int | str) -> int:
         return int(loglevel)
     except ValueError:
         return int(getattr(logging, str(loglevel)))
+
+
+def local_logger(logname: str, loglevel: int | str = logging.DEBUG) -> logging.Logger | None:
+    """A logger that writes to stderr; None where one of that name writes to a stream already."""
+    logger = logging.getLogger(logname)
+    if any(isinstance(handler, logging.StreamHandler) for handler in logger.handlers):
+        return None
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter(
+            "%(asctime)s.%(msecs).03d [%(name)s] %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
+        )
+    )
+    logger.addHandler(handler)
+    logger.setLevel(integer_loglevel(loglevel))
+    return logger
+
+
+def become_dask_worker(address: str, nanny: bool = False, **kwargs: Any) -> None:
+    """Have the engine that calls this work for a Dask scheduler as well.
+
+    To be sent to engines, which find the worker under the names ``dask_worker`` and
+    ``distributed_worker``; one that works for a scheduler already goes on with that.
+    :meth:`Client.become_dask` needs none of it.
+
+    Parameters
+    ----------
+    address : str
+        The scheduler's, as ``tcp://10.0.0.1:8786``.
+    nanny : bool
+        Whether the worker is a process of its own, which Dask restarts.
+    **kwargs
+        Passed to ``distributed.Worker``, or with ``nanny`` to ``distributed.Nanny``.
+    """
+    from .backends.dask import guest
+
+    guest.join(address, nanny=nanny, **kwargs)
+
+
+def stop_distributed_worker() -> None:
+    """Undo :func:`become_dask_worker` on the engine that calls this."""
+    from .backends.dask import guest
+
+    guest.leave()
 
 
 def shlex_join(cmd: Iterable[str]) -> str:

@@ -7,34 +7,58 @@ so does what is here, one object at a time.
 
 from __future__ import annotations
 
+import copy
 import functools
 import pickle
 import sys
 import types
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
-from .pickling import current_namespace, dumps, loads
+from .pickling import (
+    current_namespace,
+    dumps,
+    loads,
+    use_cloudpickle as use_cloudpickle,
+    use_dill as use_dill,
+    use_pickle as use_pickle,
+)
 from .reference import Reference
 
 __all__ = [
     "Canned",
     "CannedArray",
+    "CannedBuffer",
     "CannedBytes",
+    "CannedCell",
     "CannedClass",
     "CannedFunction",
+    "CannedMemoryView",
     "CannedObject",
     "CannedPartial",
     "CannedReference",
     "PrePickled",
     "can",
+    "can_class",
+    "can_dependent",
+    "can_dict",
     "can_map",
+    "can_sequence",
+    "cell_type",
     "deserialize_object",
+    "interactive",
+    "istype",
     "pack_apply_message",
+    "sequence_types",
     "serialize_object",
     "uncan",
+    "uncan_dict",
     "uncan_map",
+    "uncan_sequence",
     "unpack_apply_message",
+    "use_cloudpickle",
+    "use_dill",
+    "use_pickle",
 ]
 
 #: buffers at least this long are sent beside the pickle (ipyparallel's thresholds)
@@ -42,10 +66,26 @@ MAX_BYTES = 1024
 MAX_ITEMS = 64
 
 Buffer = Any
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: the type of what a closure holds its variables in
+cell_type = types.CellType
+#: what :func:`can_sequence` looks through
+sequence_types = (list, tuple, set)
 
 
 class CannedObject:
     """An object pickled by itself; picklable by plain pickle.
+
+    To be subclassed, or called by a function, that is put into :data:`can_map`.
+
+    Parameters
+    ----------
+    obj
+    keys : sequence of str
+        Attributes of it that are canned by the rules of :data:`can_map` themselves.
+    hook : callable, optional
+        ``hook(obj, g)`` is called with what comes out again, before it is handed over.
 
     Attributes
     ----------
@@ -54,14 +94,35 @@ class CannedObject:
     """
 
     buffers: list[Any]
+    keys: Sequence[str] = ()
+    hook: Any = None
 
-    def __init__(self, obj: Any) -> None:
+    def __init__(
+        self, obj: Any, keys: Sequence[str] = (), hook: Callable[[Any, Any], object] | None = None
+    ) -> None:
+        self.keys = list(keys)
+        self.hook = can(hook)
+        if keys:
+            obj = copy.copy(obj)
+            for key in keys:
+                setattr(obj, key, can(getattr(obj, key)))
         head, *self.buffers = dumps(obj)
         self.pickled = bytes(head)
 
+    @property
+    def obj(self) -> Any:
+        """What was canned; a copy of it each time."""
+        return self.get_object()
+
     def get_object(self, g: dict[str, Any] | None = None) -> Any:
         """The object, with ``g`` as the interactive namespace."""
-        return loads([self.pickled, *self.buffers], current_namespace() if g is None else g)
+        g = current_namespace() if g is None else g
+        obj = loads([self.pickled, *self.buffers], g)
+        for key in self.keys:
+            setattr(obj, key, uncan(getattr(obj, key), g))
+        if self.hook is not None:
+            uncan(self.hook, g)(obj, g)
+        return obj
 
 
 #: the base of the others in ipyparallel too
@@ -71,9 +132,57 @@ Canned = CannedObject
 class CannedFunction(CannedObject):
     """A function."""
 
+    def __init__(self, f: Callable[..., Any]) -> None:
+        super().__init__(f)
+        self.module, self.__name__ = f.__module__, f.__name__
+
+    # its parts, canned, as ipyparallel has them
+
+    @property
+    def code(self) -> types.CodeType:
+        code: types.CodeType = self.obj.__code__
+        return code
+
+    @property
+    def defaults(self) -> list[Any] | None:
+        return [can(value) for value in self.obj.__defaults__ or ()] or None
+
+    @property
+    def kwdefaults(self) -> dict[str, Any] | None:
+        return can_dict(self.obj.__kwdefaults__ or {}) or None
+
+    @property
+    def annotations(self) -> dict[str, Any] | None:
+        return can_dict(self.obj.__annotations__) or None
+
+    @property
+    def closure(self) -> tuple[CannedCell, ...] | None:
+        return tuple(CannedCell(cell) for cell in self.obj.__closure__ or ()) or None
+
+
+class CannedCell(CannedObject):
+    """A cell of a function's closure."""
+
+    def __init__(self, cell: types.CellType) -> None:
+        self.cell_contents = can(cell.cell_contents)
+        self.buffers = []
+
+    def get_object(self, g: dict[str, Any] | None = None) -> types.CellType:
+        return types.CellType(uncan(self.cell_contents, g))
+
 
 class CannedClass(CannedObject):
     """A class of the interactive namespace."""
+
+    old_style = False
+
+    def __init__(self, cls: type) -> None:
+        super().__init__(cls)
+        self.name = cls.__name__
+
+    @property
+    def parents(self) -> list[Any]:
+        return [can(parent) for parent in self.obj.__mro__[1:]]
 
 
 class CannedArray(CannedObject):
@@ -109,10 +218,27 @@ class CannedBytes(CannedObject):
         data = self.buffers[0]
         return data if isinstance(data, self.kind) else self.kind(data)
 
+    @staticmethod
+    def wrap(data: Any) -> Any:
+        """A buffer as bytes."""
+        return data if isinstance(data, bytes) else bytes(data)
+
     def __getstate__(self) -> dict[str, Any]:
         # a memoryview cannot be pickled, its bytes can
         buffers = [bytes(b) if isinstance(b, memoryview) else b for b in self.buffers]
         return {"kind": self.kind, "buffers": buffers}
+
+
+class CannedMemoryView(CannedBytes):
+    """A memoryview, whatever buffer it was made of."""
+
+    def __init__(self, obj: Any) -> None:
+        super().__init__(memoryview(obj))
+
+    wrap = memoryview  # type: ignore[assignment]
+
+
+CannedBuffer = CannedMemoryView
 
 
 class CannedReference(CannedObject):
@@ -123,31 +249,37 @@ class CannedReference(CannedObject):
         self.buffers = []
 
     def get_object(self, g: dict[str, Any] | None = None) -> Any:
-        return eval(self.name, current_namespace() if g is None else g)
+        return Reference(self.name).get_object(g)
 
 
 class CannedPartial(CannedObject):
     """A ``functools.partial``, its parts canned."""
 
-    def __init__(self, obj: functools.partial[Any]) -> None:
-        self.parts = [can(obj.func), [can(a) for a in obj.args], can_dict(obj.keywords)]
+    def __init__(self, f: functools.partial[Any]) -> None:
+        self.func = can(f.func)
+        self.args = [can(a) for a in f.args]
+        self.keywords = can_dict(f.keywords)
+        self.arg_buffer_counts = [_n_buffers(a) for a in self.args]
+        self.keyword_buffer_counts = {k: _n_buffers(a) for k, a in self.keywords.items()}
         self.buffers = []
         for part in self._canned():
             self.buffers.extend(part.buffers)
             part.buffers = [None] * len(part.buffers)
 
     def _canned(self) -> list[CannedObject]:
-        func, args, keywords = self.parts
-        return [p for p in (func, *args, *keywords.values()) if isinstance(p, CannedObject)]
+        parts = (self.func, *self.args, *self.keywords.values())
+        return [part for part in parts if isinstance(part, CannedObject)]
 
     def get_object(self, g: dict[str, Any] | None = None) -> Any:
         buffers = iter(self.buffers)
         for part in self._canned():
             part.buffers = [next(buffers) for _ in part.buffers]
-        func, args, keywords = self.parts
-        return functools.partial(
-            uncan(func, g), *[uncan(a, g) for a in args], **uncan_dict(keywords, g)
-        )
+        args = [uncan(a, g) for a in self.args]
+        return functools.partial(uncan(self.func, g), *args, **uncan_dict(self.keywords, g))
+
+
+def _n_buffers(part: Any) -> int:
+    return len(part.buffers) if isinstance(part, CannedObject) else 0
 
 
 class PrePickled:
@@ -158,6 +290,13 @@ class PrePickled:
 
     def __init__(self, obj: Any) -> None:
         self.cached = CannedObject(obj)
+
+    @property
+    def buffers(self) -> list[Buffer]:
+        """It as :func:`serialize_object` would give it."""
+        cached = copy.copy(self.cached)
+        cached.buffers = list(cached.buffers)
+        return serialize_object(cached)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_uncan_cached, (self.cached,))
@@ -175,6 +314,7 @@ can_map: dict[Any, Callable[[Any], Any]] = {
     bytes: CannedBytes,
     bytearray: CannedBytes,
     memoryview: CannedBytes,
+    cell_type: CannedCell,
 }
 
 #: type to what uncans it
@@ -187,14 +327,12 @@ def can(obj: Any) -> Any:
         if cls in can_map:
             return can_map[cls](obj)
     if isinstance(obj, type):
-        return CannedClass(obj) if obj.__module__ == "__main__" else obj
+        return can_class(obj)
     if _is_array(obj):
         return CannedArray(obj)
     if isinstance(obj, dict):
         return can_dict(obj)
-    if type(obj) in (list, tuple, set):
-        return type(obj)(can(item) for item in obj)
-    return obj
+    return can_sequence(obj)
 
 
 def uncan(obj: Any, g: dict[str, Any] | None = None) -> Any:
@@ -206,9 +344,54 @@ def uncan(obj: Any, g: dict[str, Any] | None = None) -> Any:
         return obj.get_object(g)
     if isinstance(obj, dict):
         return uncan_dict(obj, g)
-    if type(obj) in (list, tuple, set):
-        return type(obj)(uncan(item, g) for item in obj)
+    return uncan_sequence(obj, g)
+
+
+def interactive(f: F) -> F:
+    """Let a function's globals be the interactive namespace, as if typed in a notebook
+    (ipyparallel.interactive).
+
+    For functions of a module which, sent to an engine, are to see the engine's names.
+    """
+    if not isinstance(f, types.FunctionType):
+        f.__module__ = "__main__"
+        return f
+    scope = __import__("__main__").__dict__
+    twin = types.FunctionType(f.__code__, scope, f.__name__, f.__defaults__, f.__closure__)
+    twin.__kwdefaults__ = f.__kwdefaults__
+    twin.__dict__.update(f.__dict__)
+    twin.__doc__ = f.__doc__
+    twin.__annotations__ = f.__annotations__
+    twin.__qualname__ = f.__qualname__
+    twin.__module__ = "__main__"
+    return twin  # type: ignore[return-value]
+
+
+def can_dependent(obj: Any) -> CannedObject:
+    """Can a function with a condition, which is checked where it is uncanned."""
+    return CannedObject(obj)
+
+
+def can_class(obj: Any) -> Any:
+    """Can a class, if it is one of the interactive namespace."""
+    if isinstance(obj, type) and obj.__module__ == "__main__":
+        return CannedClass(obj)
     return obj
+
+
+def can_sequence(obj: Any) -> Any:
+    """Can the items of a list, tuple or set."""
+    return type(obj)(can(item) for item in obj) if istype(obj, sequence_types) else obj
+
+
+def uncan_sequence(obj: Any, g: dict[str, Any] | None = None) -> Any:
+    """Uncan the items of a list, tuple or set."""
+    return type(obj)(uncan(item, g) for item in obj) if istype(obj, sequence_types) else obj
+
+
+def istype(obj: Any, check: type | tuple[type, ...]) -> bool:
+    """Whether an object is of this type, or one of these; a subclass is not."""
+    return type(obj) in (check if isinstance(check, tuple) else (check,))
 
 
 def can_dict(obj: dict[Any, Any]) -> dict[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .pickling import evaluate
+from .pickling import current_namespace, evaluate
 
 __all__ = ["Reference"]
 
@@ -36,6 +36,13 @@ class Reference:
         if not isinstance(name, str):
             raise TypeError(f"illegal name: {name!r} is not a string")
         self.name = name
+
+    #: nothing travels beside it (ipyparallel's is a canned object)
+    buffers: tuple[Any, ...] = ()
+
+    def get_object(self, g: dict[str, Any] | None = None) -> Any:
+        """What it stands for, with ``g`` as the namespace."""
+        return eval(self.name, current_namespace() if g is None else g)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (evaluate, (self.name,))

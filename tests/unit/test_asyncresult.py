@@ -48,7 +48,7 @@ def client() -> FakeClient:
 
 def pending(n: int, method: str = "apply") -> list[MessageFuture]:
     """``n`` requests, the i-th to engine i."""
-    children = [MessageFuture(f"m{i}", method) for i in range(n)]
+    children = [MessageFuture(f"m{i}", method=method) for i in range(n)]
     for i, child in enumerate(children):
         child.metadata.update(engine_id=i, engine_uuid=f"u{i}", submitted=T0)
     return children
