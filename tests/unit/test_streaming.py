@@ -1,0 +1,231 @@
+"""Output as it arrives, on a terminal, in a file and in a notebook's cell."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pxcompat import streaming
+from pxcompat.dispatch import _record
+from pxcompat.display import show_outputs
+from pxcompat.futures import MessageFuture, Metadata
+from pxcompat.protocol import OutputEvent
+from pxcompat.streaming import OutputStreamer
+
+
+class Engine:
+    """A request on an engine, which says what it is told to."""
+
+    def __init__(self, number: int) -> None:
+        self.future = MessageFuture(f"m{number}", "execute")
+        self.future.metadata["engine_id"] = number
+        self._count = 0
+
+    def say(self, type: str, **content: Any) -> None:
+        event = OutputEvent(self._count, type, content)
+        self._count += 1
+        self.future.write_output(event, lambda metadata: _record(metadata, event))
+
+    def print(self, text: str, name: str = "stdout") -> None:
+        self.say("stream", name=name, text=text)
+
+
+class Output(io.StringIO):
+    """A terminal, or a file."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def screen(self) -> list[str]:
+        """The lines a terminal shows in the end, empty ones left out."""
+        lines = [""]
+        row = 0
+        text = self.getvalue()
+        while text:
+            if text.startswith("\x1b["):
+                up, command = int("0" + text[2 : text.index("A")]), "A"
+                row -= up
+                text = text[text.index(command) + 1 :]
+                assert text.startswith("\x1b[J")
+                del lines[row:]
+                lines.append("")
+                text = text[3:]
+                continue
+            if text[0] == "\n":
+                row += 1
+                lines.append("")
+            else:
+                lines[row] += text[0]
+            text = text[1:]
+        return [line for line in lines if line]
+
+
+@pytest.fixture
+def out(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], Output]:
+    """Makes stdout and stderr one terminal, or one file."""
+
+    def make(terminal: bool) -> Output:
+        output = Output(terminal)
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setattr(sys, "stderr", output)
+        return output
+
+    return make
+
+
+def streamed(*engines: Engine) -> OutputStreamer:
+    return OutputStreamer([(engine.future, None) for engine in engines])
+
+
+def test_pieces_of_several_engines(out: Callable[[bool], Output]) -> None:
+    output, a, b = out(False), Engine(0), Engine(1)
+    a.print("early\n")
+    with streamed(a, b):
+        b.print("one ")
+        b.print("line\n")
+        a.print("no newline")
+        b.print("then b\n")
+    assert output.getvalue().splitlines() == [
+        "[stdout:0] ",
+        "early",
+        "[stdout:1] ",
+        "one line",
+        "[stdout:0] ",
+        "no newline",
+        "[stdout:1] ",
+        "then b",
+    ]
+
+
+def test_bars_in_a_file_are_written_when_they_are_finished(out: Callable[[bool], Output]) -> None:
+    output, a, b = out(False), Engine(0), Engine(1)
+    with streamed(a, b):
+        for done in range(10):
+            a.print(f"\r{done}0%", "stderr")
+            b.print(f"\r{done}/10", "stderr")
+        a.print("\r100%", "stderr")
+        a.print("\nafter\n", "stderr")
+    assert output.getvalue().splitlines() == ["[stderr:0] ", "100%", "after", "[stderr:1] ", "9/10"]
+
+
+def test_bars_on_a_terminal_keep_their_lines(out: Callable[[bool], Output]) -> None:
+    output, a, b = out(True), Engine(0), Engine(1)
+    shown: list[list[str]] = []
+    streamer = streamed(b, a)
+    with streamer:
+        for done in (1, 2):
+            b.print(f"\rb {done}")
+            a.print(f"\ra {done}")
+        a.print("\rthe end\n")
+        streamer._queue.put(lambda: shown.append(output.screen()))
+        b.print("\rb 3")
+    assert shown == [["[stdout:0] ", "the end", "[stdout:1] b 2"]]
+    assert output.screen() == ["[stdout:0] ", "the end", "[stdout:1] ", "b 3"]
+
+
+def test_of_many_bars_a_terminal_shows_some(out: Callable[[bool], Output]) -> None:
+    output, engines = out(True), [Engine(i) for i in range(30)]
+    shown: list[list[str]] = []
+    streamer = streamed(*engines)
+    with streamer:
+        for engine in engines:
+            engine.print("\r50%")
+        streamer._queue.put(lambda: shown.append(output.screen()))
+    assert len(shown[0]) == streaming.LIVE_LINES
+    assert shown[0][-1] == "... and 21 more"
+    assert len(output.screen()) == 60
+
+
+def test_show_until_done_ends_by_itself(out: Callable[[bool], Output]) -> None:
+    output, a = out(False), Engine(0)
+    streamer = streamed(a)
+    streamer.show_until_done()
+    a.print("live\n")
+    a.future.output.set_result(None)
+    streamer._thread.join(10)
+    assert not streamer._thread.is_alive()
+    assert output.getvalue() == "[stdout:0] \nlive\n"
+
+
+class Publisher:
+    """A notebook's display publisher, which notes what is published."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[Any, str | None, bool]] = []
+
+    def publish(
+        self, data: Any, metadata: Any = None, *, transient: Any, update: bool = False
+    ) -> None:
+        self.published.append((data["text/plain"], transient.get("display_id"), update))
+
+
+@pytest.fixture
+def cell(monkeypatch: pytest.MonkeyPatch) -> Publisher:
+    """Makes this process a kernel, for what shows output."""
+    publisher = Publisher()
+    shell = SimpleNamespace(kernel=True, display_pub=publisher, colors="nocolor")
+    monkeypatch.setattr("pxcompat.streaming.get_shell", lambda: shell)
+    monkeypatch.setattr("pxcompat.streaming.in_kernel", lambda: True)
+    return publisher
+
+
+def test_a_stream_in_a_cell_grows_in_place(cell: Publisher) -> None:
+    a = Engine(0)
+    with streamed(a):
+        a.print("\r1")
+        a.print("\r2\n")
+        a.print("more\n")
+    texts = [text for text, _, _ in cell.published]
+    assert texts[-1] == "[stdout:0] 2\nmore\n"
+    ids = {(display_id, update) for _, display_id, update in cell.published}
+    assert ids <= {("m0-stdout", False), ("m0-stdout", True)}
+    assert [update for _, _, update in cell.published].count(False) == 1
+
+
+def test_clearing_takes_away_at_once(cell: Publisher) -> None:
+    a = Engine(0)
+    streamer, shown = streamed(a), threading.Event()
+    with streamer:
+        a.print("gone\n")
+        a.say("display_data", data={"text/plain": "picture"})
+        streamer._queue.put(shown.set)
+        assert shown.wait(10)
+        a.say("clear_output", wait=False)
+    by_id = {display_id: text for text, display_id, _ in cell.published}
+    assert by_id["m0-stdout"] == "[stdout:0] "
+    assert by_id["m0-0"] == ""
+
+
+# -- afterwards ------------------------------------------------------------------
+
+
+def finished(number: int, text: str) -> Metadata:
+    return Metadata(msg_id=f"m{number}", engine_id=number, stdout=text)
+
+
+def test_folding(capsys: pytest.CaptureFixture[str]) -> None:
+    requests = [finished(i, "odd\n" if i % 2 else "same\n") for i in (0, 1, 2, 4, 6, 7, 8)]
+    requests[4]["stdout"] = "odd\n"
+    requests[6]["stdout"] = ""
+    show_outputs(requests, groupby="folded")
+    assert capsys.readouterr().out.splitlines() == [
+        "[stdout:0,2,4] ",
+        "same",
+        "[stdout:1,6-7] ",
+        "odd",
+    ]
+    # results, for use after streaming, are nothing without a shell
+    show_outputs(requests, groupby="folded", result_only=True)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="'folded', not 'sorted'"):
+        show_outputs(requests, groupby="sorted")
