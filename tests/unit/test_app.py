@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -357,3 +358,36 @@ class TestEnvironment:
             for _ in range(5)
         ]
         assert min(took) < 0.02
+
+
+class TestKernelInstall:
+    def test_into_a_folder_with_settings(self, tmp_path: Path) -> None:
+        options = ["--backend", "dask", "-n", "3", "--name", "mine", "--display-name", "Mine"]
+        done = pxcompat("kernel", "install", "--prefix", tmp_path, *options)
+        folder = tmp_path / "share" / "jupyter" / "kernels" / "mine"
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"Kernel 'mine' is in {folder}" in done.stdout
+        spec = json.loads((folder / "kernel.json").read_text())
+        assert spec["env"] == {"PXCOMPAT_BACKEND": "dask", "PXCOMPAT_N": "3"}
+        assert (spec["display_name"], spec["language"]) == ("Mine", "python")
+        assert spec["argv"][1:] == ["-m", "pxcompat.kernel", "-f", "{connection_file}"]
+
+    def test_for_the_user(self, tmp_path: Path) -> None:
+        done = pxcompat("kernel", "install", "--user", JUPYTER_DATA_DIR=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "kernels" / "pxcompat" / "kernel.json").exists()
+
+    @pytest.mark.parametrize(
+        "options, why",
+        [
+            (["--name", "a b"], "Invalid kernel name"),
+            (["--backend", "abacus"], "abacus"),
+            (["--user", "--prefix", "x"], "two places"),
+            (["--prefix", "/dev/null/x"], "cannot write"),
+        ],
+    )
+    def test_what_cannot_be_done(self, tmp_path: Path, options: list[str], why: str) -> None:
+        done = pxcompat("kernel", "install", *options, JUPYTER_DATA_DIR=str(tmp_path))
+        assert done.returncode == 2
+        assert why in done.stderr and len(done.stderr.splitlines()) == 1
+        assert not list(tmp_path.iterdir())
