@@ -7,11 +7,12 @@ import logging
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: how many unfinished lines, progress bars for the most part, a terminal shows at once
 LIVE_LINES = 10
+#: characters a second that are sent to a notebook, at most, to show a stream that grows
+RATE = 1_000_000
 
 
 class OutputStreamer:
@@ -104,7 +107,14 @@ class OutputStreamer:
     # -- in our own thread ------------------------------------------------------
 
     def _run(self) -> None:
-        while (show := self._queue.get()) is not None:
+        while True:
+            pause = self._screen.pause()
+            try:
+                show = self._queue.get(timeout=pause)
+            except Empty:
+                show = self._screen.refresh
+            if show is None:
+                break
             self._attempt(show)
         self._attempt(self._screen.finish)
 
@@ -172,36 +182,49 @@ class _Screen(Protocol):
     def aside(self) -> AbstractContextManager[Any]:
         """Clear the way for whole lines on stderr, which is yielded, or stdout."""
 
+    def pause(self) -> float | None:
+        """Seconds until something held back is to be shown; None when there is nothing."""
+
+    def refresh(self) -> None:
+        """Show what was held back until now."""
+
     def finish(self) -> None:
-        """Show what was held back."""
+        """Show what was held back, and what was not to be shown yet."""
 
 
 class _Cell:
     """The cell of a notebook.
 
     Each stream is one display that grows in place.  It is shown as it is now, so that pieces
-    that queued up behind a slow frontend are one update.
+    that queued up behind a slow frontend are one update; and the longer it is, the less often.
     """
 
     def __init__(self) -> None:
         self._publisher = _publisher_of_cell(get_shell())
         self._stderr = sys.stderr
-        #: what is shown of each stream, by display id
+        #: what is shown of each stream, by display id, and when it may be shown anew
         self._published: dict[str, str] = {}
-        self._streams: list[tuple[MessageFuture, int | None, str]] = []
+        self._due: dict[str, float] = {}
+        self._streams: dict[str, tuple[MessageFuture, int | None, str]] = {}
+        #: display ids of streams that have more to show when they are due
+        self._held: set[str] = set()
         #: displays of each request by their ids here, and how many of them are not outdated
         self._displays: dict[str, list[str]] = {}
         self._fresh: dict[str, int] = {}
 
     def stream(self, child: MessageFuture, engine: int | None, name: str, text: str) -> None:
-        if (child, engine, name) not in self._streams:
-            self._streams.append((child, engine, name))
         display_id = f"{child.msg_id}-{name}"
+        self._streams[display_id] = child, engine, name
+        if time.monotonic() < self._due.get(display_id, 0):
+            self._held.add(display_id)
+            return
+        self._held.discard(display_id)
         whole = child.metadata[name]
         if whole != self._published.get(display_id, ""):
             update = display_id in self._published
             self._published[display_id] = whole
             self._publish({"text/plain": f"[{name}:{engine}] {whole}"}, {}, display_id, update)
+            self._due[display_id] = time.monotonic() + len(whole) / RATE
 
     def display(
         self, child: MessageFuture, engine: int | None, content: Mapping[str, Any], *, update: bool
@@ -234,9 +257,19 @@ class _Cell:
     def aside(self) -> AbstractContextManager[Any]:
         return nullcontext(self._stderr)
 
+    def pause(self) -> float | None:
+        if not self._held:
+            return None
+        return max(0, min(self._due[display_id] for display_id in self._held) - time.monotonic())
+
+    def refresh(self) -> None:
+        for display_id in list(self._held):
+            self.stream(*self._streams[display_id], "")
+
     def finish(self) -> None:
-        for child, engine, name in self._streams:
-            self.stream(child, engine, name, "")
+        self._due.clear()
+        for stream in self._streams.values():
+            self.stream(*stream, "")
 
     def _publish(
         self,
@@ -310,6 +343,12 @@ class _Terminal:
         with self._out_of_the_way():
             for name in ("stdout", "stderr"):
                 self._live.pop((name, engine), None)
+
+    def pause(self) -> None:
+        return None
+
+    def refresh(self) -> None:
+        """Nothing is held back."""
 
     @contextmanager
     def aside(self) -> Iterator[Any]:

@@ -162,11 +162,13 @@ class Publisher:
 
     def __init__(self) -> None:
         self.published: list[tuple[Any, str | None, bool]] = []
+        self.then: Callable[[str], None] = lambda text: None
 
     def publish(
         self, data: Any, metadata: Any = None, *, transient: Any, update: bool = False
     ) -> None:
         self.published.append((data["text/plain"], transient.get("display_id"), update))
+        self.then(data["text/plain"])
 
 
 @pytest.fixture
@@ -190,6 +192,42 @@ def test_a_stream_in_a_cell_grows_in_place(cell: Publisher) -> None:
     ids = {(display_id, update) for _, display_id, update in cell.published}
     assert ids <= {("m0-stdout", False), ("m0-stdout", True)}
     assert [update for _, _, update in cell.published].count(False) == 1
+
+
+def test_a_long_stream_is_shown_less_often(
+    cell: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "RATE", 1)
+    a, shown = Engine(0), threading.Event()
+    streamer = streamed(a)
+    with streamer:
+        a.print("x" * 1000)
+        streamer._queue.put(shown.set)
+        assert shown.wait(10)
+        for _ in range(10):
+            a.print("y")
+    assert [text.count("y") for text, _, _ in cell.published] == [0, 10]
+
+
+def test_what_was_held_back_is_shown_when_it_is_due(
+    cell: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "RATE", 10)
+    a, b = Engine(0), Engine(1)
+    up_to_date = threading.Event()
+
+    def note(text: str) -> None:
+        if text.endswith("y"):
+            up_to_date.set()
+
+    cell.then = note
+    streamer, begun = streamed(a, b), threading.Event()
+    with streamer:
+        a.print("x")
+        streamer._queue.put(begun.set)
+        assert begun.wait(10)
+        a.print("y")
+        assert up_to_date.wait(10)
 
 
 def test_clearing_takes_away_at_once(cell: Publisher) -> None:
