@@ -155,6 +155,25 @@ def test_attach(run: Any, running_cluster: None) -> None:
     assert f"squares: {[x**2 for x in range(32)]}" in shown
 
 
+def test_magics(run: Any) -> None:
+    done = run(DOCS / "magics.ipynb", n=3)
+    assert done.code == 0, done.printed
+    assert [error.partition(":")[0] for error in done.errors()] == [
+        "CellTimeout",
+        "AlreadyDisplayedError",
+    ]
+    assert "3 (0-2)" in done.cell("rc = ipp.Client()").outputs[-1].data["text/html"]
+    assert [_text(cell.outputs) for cell in done.cells if cell.source == "c"] == ["[42, 42, 42]"]
+    assert "[stdout:0-2] \nready\n" in done.text("--fold")
+    assert re.search(r"^≠  pid   2 ", done.text("%pxwho"), re.M)
+    assert re.search(r"^\[stdout:2\] step \d+$", done.text("--timeout 1"), re.M)
+    assert "engines 0-2 had not finished and got SIGINT" in done.errors()[0]
+    assert "ValueError: no need to go on" in done.text("--interrupt-on-error")
+    assert "[stdout:0-2] \nstep 0\nstep 1\nstep 2\n" in done.text("%pxresult")
+    assert done.text("%%pxlocal").count("'Both'") == 4
+    assert "20/20" in done.text("wait_interactive")
+
+
 def test_epyc(run: Any) -> None:
     done = run(DOCS / "epyc.ipynb")
     assert (done.code, done.errors()) == (0, []), done.printed
