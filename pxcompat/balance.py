@@ -7,7 +7,8 @@ The backend's scheduler places requests.  What is here decides *when* one may be
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,10 @@ from .error import (
     NoEnginesRegistered,
     RemoteError,
     TaskTimeout,
+    UnknownRequest,
 )
 from .futures import MessageFuture
+from .hub import Hub
 from .protocol import Frames, Reply, Request
 
 __all__ = ["Balancer"]
@@ -38,25 +41,38 @@ class _Job:
     follow: Dependency
     timer: threading.Timer | None = None
     avoid: set[str] = field(default_factory=set)
-    placed: bool = False
     last: Reply | None = None
+    #: what it depends on: where that ended which succeeded, and which failed
+    ok: dict[str, str | None] = field(default_factory=dict)
+    failed: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def simple(self) -> bool:
-        return not (self.after or self.follow or self.retries or self.timer)
+        return not (self.after or self.follow or self.timer)
+
+    def note(self, msg_id: str, outcome: tuple[str, str | None]) -> None:
+        """What it depends on ended so."""
+        status, engine = outcome
+        (self.ok if status == "ok" else self.failed)[msg_id] = engine
 
 
 class Balancer:
     """One client's balanced requests."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, hub: Hub) -> None:
         self._dispatcher = dispatcher
+        self._hub = hub
         self._lock = threading.RLock()
         self._jobs: dict[str, _Job] = {}
         self._waiting: dict[str, _Job] = {}
-        self._foreign: dict[str, tuple[str, str | None]] = {}
+        #: msg_id of what has not ended to those that wait for it
+        self._dependents: defaultdict[str, set[str]] = defaultdict(set)
+        #: jobs to look at; one thread at a time does, and none within itself, however
+        #: long a chain of requests fails with its first
+        self._changed: deque[str] = deque()
+        self._looking = threading.Lock()
         dispatcher.intercept = self._intercept
-        dispatcher.on_change = self._look_again
+        dispatcher.on_change = self._on_change
 
     def submit(
         self,
@@ -89,8 +105,8 @@ class Balancer:
         after, follow = after or Dependency(), follow or Dependency()
         kept = {"after": sorted(after), "follow": sorted(follow), "retries": retries}
         header = {**kept, **(header or {})}
-        known = self._check_known(after | follow)
-        futures, ready = [], []
+        unknown = self._get_to_know(after | follow)
+        futures, ready, waiting = [], [], []
         for function, arguments in calls:
             future = self._dispatcher.register("apply", label, None, header)
             futures.append(future)
@@ -104,10 +120,12 @@ class Balancer:
                 self._dispatcher.header(future, header),
             )
             job = _Job(request, targets, retries, after, follow)
-            if known:
-                self._dispatcher.fail(
-                    future.msg_id, self._remote(InvalidDependency(f"nobody knows of {known}"))
+            if unknown:
+                why = InvalidDependency(
+                    f"task {future.msg_id} depends on {unknown}, which neither this client"
+                    " nor any engine knows"
                 )
+                self._dispatcher.fail(future.msg_id, self._remote(why))
                 continue
             with self._lock:
                 self._jobs[future.msg_id] = job
@@ -116,113 +134,118 @@ class Balancer:
                     job.timer.daemon = True
                     job.timer.start()
                 if job.simple:
-                    job.placed = True
                     ready.append(request)
                 else:
-                    self._waiting[future.msg_id] = job
+                    self._await(job)
+                    waiting.append(future.msg_id)
         if ready:
             self._dispatcher.backend.send_balanced(ready, targets)
-        if len(ready) < len(futures):
-            self._look_again()
+        self._look_at(waiting)
         return futures
 
     # -- dependencies --------------------------------------------------------------
 
-    def _check_known(self, msg_ids: Sequence[str] | set[str]) -> list[str]:
-        """Those that neither this client nor any engine knows."""
+    def _get_to_know(self, msg_ids: Iterable[str]) -> list[str]:
+        """Have other clients' requests reported here, too; those that nobody knows."""
         dispatcher = self._dispatcher
         with dispatcher.lock:
-            unknown = [
+            foreign = [
                 m
                 for m in msg_ids
                 if m not in dispatcher.outstanding and m not in dispatcher.outcomes
             ]
-        missing = []
-        for msg_id in unknown:
-            found = self._ask(msg_id)
-            if found is None:
-                missing.append(msg_id)
+        unknown = []
+        for msg_id in foreign:
+            try:
+                self._hub.fetch([msg_id])
+            except UnknownRequest:
+                unknown.append(msg_id)
+        return unknown
+
+    def _await(self, job: _Job) -> None:
+        """Have a job wait for what it depends on, or for an engine."""
+        self._waiting[job.request.msg_id] = job
+        for msg_id in job.after | job.follow:
+            outcome = self._dispatcher.outcomes.get(msg_id)
+            if outcome is None:
+                self._dependents[msg_id].add(job.request.msg_id)
             else:
-                self._foreign[msg_id] = found
-        return missing
+                job.note(msg_id, outcome)
 
-    def _ask(self, msg_id: str) -> tuple[str, str | None] | None:
-        """What the engines know of another client's request."""
-        backend = self._dispatcher.backend
-        answers = [
-            backend.control(key, "query", {"query": {"msg_id": msg_id}})
-            for key in list(self._dispatcher.engines)
-        ]
-        for answer in answers:
-            for row in answer.result(10):
-                return row["status"], row["engine_uuid"]
-        return None
-
-    def _done(self) -> tuple[dict[str, str | None], dict[str, str | None]]:
-        """Where the requests ended that succeeded, and that failed."""
-        ok: dict[str, str | None] = {}
-        failed: dict[str, str | None] = {}
-        dispatcher = self._dispatcher
-        wanted: set[str] = set()
-        for job in self._waiting.values():
-            wanted |= job.after | job.follow
-        for msg_id in wanted:
-            outcome = dispatcher.outcomes.get(msg_id)
-            if outcome is None and msg_id in self._foreign:
-                outcome = self._foreign[msg_id] = self._ask(msg_id) or self._foreign[msg_id]
-            if outcome is None or outcome[0] in ("queued", "running"):
-                continue
-            (ok if outcome[0] == "ok" else failed)[msg_id] = outcome[1]
-        return ok, failed
-
-    def _look_again(self) -> None:
-        """Place what can be placed now, and give up what never can."""
+    def _on_change(self, ended: str | None) -> None:
+        """A request ended, or (None) an engine came or went."""
         if not self._waiting:
             return
-        place: list[tuple[Request, list[str] | None]] = []
+        with self._lock:
+            if ended is None:
+                affected = list(self._waiting)
+            else:
+                affected = list(self._dependents.pop(ended, ()))
+                outcome = self._dispatcher.outcomes.get(ended, ("error", None))
+                for msg_id in affected:
+                    if msg_id in self._waiting:
+                        self._waiting[msg_id].note(ended, outcome)
+        self._look_at(affected)
+
+    def _look_at(self, msg_ids: Iterable[str]) -> None:
+        """Place those that can be placed now, and give up those that never can."""
+        self._changed.extend(msg_ids)
+        # who adds while another thread looks finds it looking, or done and the lock free
+        while self._changed and self._looking.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._looking.release()
+
+    def _look(self) -> None:
+        place: defaultdict[tuple[str, ...] | None, list[Request]] = defaultdict(list)
         fail: list[tuple[str, KernelError | Reply]] = []
         with self._lock:
-            ok, failed = self._done()
             engines = list(self._dispatcher.engines)
-            for msg_id, job in list(self._waiting.items()):
-                verdict = self._judge(job, ok, failed, engines)
-                if verdict is None:
+            while self._changed:
+                msg_id = self._changed.popleft()
+                job = self._waiting.get(msg_id)
+                verdict = None if job is None else self._judge(job, engines)
+                if job is None or verdict is None:
                     continue
-                del self._waiting[msg_id]
+                self._leave(job)
                 if isinstance(verdict, list):
-                    job.placed = True
-                    everywhere = set(verdict) == set(engines) and job.targets is None
-                    place.append((job.request, None if everywhere else verdict))
+                    everywhere = len(verdict) == len(engines) and job.targets is None
+                    place[None if everywhere else tuple(verdict)].append(job.request)
                 else:
                     fail.append((msg_id, verdict))
-        for request, candidates in place:
-            self._dispatcher.backend.send_balanced([request], candidates)
+        for candidates, requests in place.items():
+            where = None if candidates is None else list(candidates)
+            self._dispatcher.backend.send_balanced(requests, where)
         for msg_id, why in fail:
             self._give_up(msg_id, why)
 
-    def _judge(
-        self,
-        job: _Job,
-        ok: dict[str, str | None],
-        failed: dict[str, str | None],
-        engines: list[str],
-    ) -> list[str] | KernelError | Reply | None:
+    def _leave(self, job: _Job) -> None:
+        """Have a job wait no longer."""
+        msg_id = job.request.msg_id
+        if self._waiting.pop(msg_id, None) is None:
+            return
+        for other in job.after | job.follow:
+            if other in self._dependents:
+                self._dependents[other].discard(msg_id)
+                if not self._dependents[other]:
+                    del self._dependents[other]
+
+    def _judge(self, job: _Job, engines: list[str]) -> list[str] | KernelError | Reply | None:
         """Where a job may go now; why it never will; or None: not yet."""
+        ok, failed = job.ok.keys(), job.failed.keys()
         for dependency in (job.after, job.follow):
-            if dependency.unreachable(set(ok), set(failed)):
-                lost = sorted(dependency & (set(ok) | set(failed)))
+            if dependency.unreachable(ok, failed):
                 return ImpossibleDependency(
-                    f"task {job.request.msg_id} depends on {lost}, which ended otherwise"
+                    f"task {job.request.msg_id} depends on {_lost(dependency, job)}"
                 )
-        if not job.after.check(set(ok), set(failed)):
-            return None
-        if not job.follow.check(set(ok), set(failed)):
+        if not (job.after.check(ok, failed) and job.follow.check(ok, failed)):
             return None
         allowed = [e for e in engines if job.targets is None or e in job.targets]
         candidates = []
         for engine in allowed:
-            here_ok = {m for m, where in ok.items() if where == engine}
-            here_failed = {m for m, where in failed.items() if where == engine}
+            here_ok = {m for m, where in job.ok.items() if where == engine}
+            here_failed = {m for m, where in job.failed.items() if where == engine}
             if engine not in job.avoid and job.follow.check(here_ok, here_failed):
                 candidates.append(engine)
         if candidates:
@@ -232,8 +255,12 @@ class Balancer:
         if job.last is not None:
             return job.last
         if job.follow:
+            ids = self._dispatcher.ids
+            ran = {m: ids.get(e or "") for m, e in {**job.ok, **job.failed}.items()}
+            where = ", ".join(f"{m} on {ran[m]}" for m in sorted(job.follow) if m in ran)
+            among = "" if job.targets is None else f" among {[ids[e] for e in allowed]}"
             return ImpossibleDependency(
-                f"no engine ran all that task {job.request.msg_id} is to follow"
+                f"no engine{among} ran all that task {job.request.msg_id} is to follow: {where}"
             )
         if not allowed:
             return None  # no engine at all: wait for one, as for any balanced task
@@ -262,15 +289,17 @@ class Balancer:
 
     def _time_out(self, msg_id: str) -> None:
         with self._lock:
-            job = self._waiting.pop(msg_id, None)
+            job = self._waiting.get(msg_id)
             if job is None:
                 current = self._jobs.get(msg_id)
                 if current is not None:
                     current.timer = None  # placed in time; from here on it just runs
                 return
+            self._leave(job)
         what = f"task {msg_id} found no engine in time"
-        if (job.after or job.follow) and job.last is None:
-            self._give_up(msg_id, TaskTimeout(f"{what}: its dependencies were not met"))
+        missing = sorted((job.after | job.follow) - job.ok.keys() - job.failed.keys())
+        if missing and job.last is None:
+            self._give_up(msg_id, TaskTimeout(f"{what}: {missing} had not ended"))
         else:
             self._give_up(msg_id, TaskTimeout(what))
 
@@ -287,24 +316,24 @@ class Balancer:
             if again:
                 job.avoid.add(str(reply.engine))
                 job.last = reply
-                job.placed = False
                 if not unmet:
                     job.retries -= 1
-                self._waiting[reply.msg_id] = job
+                self._await(job)
         if not again:
             if reply.status == "aborted" and reply.engine is None:
                 self._dispatcher.unsent[reply.msg_id] = job.request
             self._finish(reply.msg_id)
             return False
-        self._look_again()
+        self._look_at([reply.msg_id])
         return True
 
     def _finish(self, msg_id: str) -> None:
         with self._lock:
             job = self._jobs.pop(msg_id, None)
-            self._waiting.pop(msg_id, None)
-            if job is not None and job.timer is not None:
-                job.timer.cancel()
+            if job is not None:
+                self._leave(job)
+                if job.timer is not None:
+                    job.timer.cancel()
 
     def cancel_waiting(self, msg_ids: Sequence[str]) -> list[str]:
         """Abort jobs that are not placed yet; the ids of those."""
@@ -324,6 +353,17 @@ class Balancer:
             jobs = list(self._jobs.values())
             self._jobs.clear()
             self._waiting.clear()
+            self._dependents.clear()
         for job in jobs:
             if job.timer is not None:
                 job.timer.cancel()
+
+
+def _lost(dependency: Dependency, job: _Job) -> str:
+    """Why a dependency can no longer be met."""
+    lost = [] if dependency.failure else [(job.failed, "failed")]
+    if not dependency.success:
+        lost.append((job.ok, "succeeded, and only a failure would do"))
+    return "; ".join(
+        f"{sorted(ids)}, which {how}" for ended, how in lost if (ids := dependency & ended.keys())
+    )

@@ -138,7 +138,7 @@ class Client(Work):
         connection_info = _legacy_arguments(connection_info, options)
         self._dispatcher = Dispatcher()
         self._hub = Hub(self._dispatcher)
-        self._balancer = Balancer(self._dispatcher)
+        self._balancer = Balancer(self._dispatcher, self._hub)
         self._futures = FuturesByID(self._dispatcher)
         lease = acquire(
             connection_info,

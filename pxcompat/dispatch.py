@@ -119,8 +119,8 @@ class Dispatcher:
         self.engine_callbacks: list[EngineCallback] = []
         #: asked before a reply is final: True when it has been taken care of (a retry)
         self.intercept: Callable[[Reply], bool] = lambda reply: False
-        #: told of every final outcome, and of every engine that comes or goes
-        self.on_change: Callable[[], None] = lambda: None
+        #: told of every final outcome, by msg_id, and (None) of engines that come or go
+        self.on_change: Callable[[str | None], None] = lambda ended: None
         #: by engine: failures of executes that we know of; it aborts what was sent before
         self.heard: dict[str, int] = {}
         self.lost: str | None = None
@@ -254,7 +254,7 @@ class Dispatcher:
             callbacks = list(self.engine_callbacks)
             self.engines_changed.notify_all()
         self._call_back(callbacks, {"event": "register", "id": info.id, "uuid": info.key})
-        self.on_change()
+        self.on_change(None)
 
     def engine_down(self, key: str, reason: str) -> None:
         with self.lock:
@@ -268,7 +268,7 @@ class Dispatcher:
         self._strand(key, stranded, reason)
         if info is not None:
             self._call_back(callbacks, {"event": "unregister", "id": info.id, "uuid": key})
-        self.on_change()
+        self.on_change(None)
 
     def disconnected(self, reason: str) -> None:
         with self.lock:
@@ -302,6 +302,9 @@ class Dispatcher:
             what = f"died before task {msg_id!r} was done: {reason}"
             info = {"engine_id": engine_id, "engine_uuid": key, "method": future.method}
             failure = EngineDied(f"{where} {what}", info if key else None)
+            content = {"ename": "EngineError", "evalue": failure.evalue, "engine_info": info}
+            if key and self.intercept(Reply(msg_id, "error", key, content=content)):
+                continue
             future.metadata["status"] = "error"
             self._end(future, key, "error", functools.partial(future.fail, failure))
             _complete(future.output)
@@ -411,7 +414,7 @@ class Dispatcher:
         future.held = None
         _complete(future.sent)
         finish()
-        self.on_change()
+        self.on_change(msg_id)
 
     def fail(self, msg_id: str, error: BaseException) -> None:
         """End a request that was never sent."""

@@ -105,6 +105,7 @@ class Submitter:
             ]
         with self._lock:
             for request, key in zip(requests, keys, strict=True):
+                self._started.pop(request.msg_id, None)  # of a try whose engine died
                 self._placed[request.msg_id] = _Placed(request, candidates, key)
         # where the worker's own threads are not the engine's
         annotations = {"executor": "pxcompat"} if backend.adopted else {}

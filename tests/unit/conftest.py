@@ -148,6 +148,8 @@ class FakeBackend:
         #: (engine, request), and (candidates, request) of balanced ones, in the order sent
         self.sent: list[tuple[str, Request]] = []
         self.balanced: list[tuple[Sequence[str] | None, Request]] = []
+        #: balanced ones as they were sent together
+        self.batches: list[list[Request]] = []
         self.held: list[Held] = []
         #: what was asked, and who answers: question -> function of engine and arguments
         self.asked: list[tuple[str | None, str, Mapping[str, Any]]] = []
@@ -162,6 +164,7 @@ class FakeBackend:
         self.sent.extend((key, request) for request in requests)
 
     def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
+        self.batches.append(list(requests))
         self.balanced.extend((candidates, request) for request in requests)
 
     def put(self, frames: Frames, keys: Sequence[str]) -> Held:

@@ -10,8 +10,9 @@ import pytest
 from pxcompat import serialize
 from pxcompat.balance import Balancer
 from pxcompat.dependency import Dependency
-from pxcompat.error import NoEnginesRegistered, RemoteError, TaskAborted
+from pxcompat.error import EngineError, NoEnginesRegistered, RemoteError, TaskAborted
 from pxcompat.futures import MessageFuture
+from pxcompat.hub import Hub
 
 CALL = (serialize.dumps(len), serialize.dumps((("abc",), {})))
 
@@ -38,8 +39,10 @@ def balancer(backend, monkeypatch) -> Balancer:
     monkeypatch.setattr(threading, "Timer", Timer)
     Timer.made.clear()
     # nobody else's requests
-    backend.answers["query"] = lambda key, args: []
-    return Balancer(backend.sink)
+    backend.answers["attach"] = lambda key, args: None
+    backend.answers["unassigned"] = lambda key, args: []
+    monkeypatch.setattr("pxcompat.hub.ARRIVAL", 0.0)
+    return Balancer(backend.sink, Hub(backend.sink))
 
 
 def submit(balancer: Balancer, n: int = 1, **options: Any) -> list[MessageFuture]:
@@ -160,19 +163,58 @@ def test_follow_outside_of_the_targets_is_impossible(backend, balancer):
 def test_a_dependency_that_nobody_knows_is_invalid(backend, balancer):
     futures = submit(balancer, 2, after=Dependency("of nobody"))
     assert [error_of(f) for f in futures] == ["InvalidDependency"] * 2
-    assert {key for key, op, _ in backend.asked if op == "query"} == {"a", "b"}
+    assert {key for key, op, _ in backend.asked if op == "attach"} == {"a", "b"}
+    assert "of nobody" in str(futures[0].exception(0))
+    assert not backend.sink.outstanding
 
 
 def test_another_clients_request_can_be_waited_for(backend, balancer):
-    status = "running"
-    backend.answers["query"] = lambda key, args: (
-        [{"status": status, "engine_uuid": "b"}] if key == "b" else []
-    )
+    record = {"header": {"msg_type": "apply_request"}, "submitted": 1.0, "started": 2.0}
+    backend.answers["attach"] = lambda key, args: record if key == "b" else None
     submit(balancer, follow=Dependency("theirs"))
     assert not backend.balanced
-    status = "ok"
-    backend.sink.on_change()
+    # the engine tells us when it ends
+    backend.ok("theirs", engine="b")
     assert backend.balanced[-1][0] == ["b"]
+
+
+def test_of_a_thousand_that_wait_only_those_that_are_affected_are_looked_at(
+    backend, balancer, monkeypatch
+):
+    one, other = submit(balancer, 2)
+    submit(balancer, 1000, after=Dependency(one.msg_id))
+    (last,) = submit(balancer, after=Dependency(other.msg_id))
+    judged = []
+    judge = balancer._judge
+    monkeypatch.setattr(balancer, "_judge", lambda job, e: judged.append(job) or judge(job, e))
+    backend.ok(other.msg_id)
+    assert [job.request.msg_id for job in judged] == [last.msg_id]
+    # those that can go at once are sent at once
+    calls = len(backend.batches)
+    backend.ok(one.msg_id)
+    assert len(backend.batches) == calls + 1 and len(backend.batches[-1]) == 1000
+
+
+def test_a_long_chain_fails_with_its_first(backend, balancer):
+    (first,) = chain = submit(balancer)
+    for _ in range(3000):  # deeper than Python's stack
+        chain += submit(balancer, after=Dependency(chain[-1].msg_id))
+    backend.error(first.msg_id)
+    assert {error_of(future) for future in chain[1:]} == {"ImpossibleDependency"}
+    assert not backend.sink.outstanding
+
+
+def test_an_impossible_dependency_says_why(backend, balancer):
+    one, other = submit(balancer, 2)
+    (after,) = submit(balancer, after=Dependency([one.msg_id, other.msg_id]))
+    (failure,) = submit(balancer, after=Dependency(other.msg_id, success=False, failure=True))
+    (follow,) = submit(balancer, follow=Dependency(other.msg_id), targets=["a"])
+    backend.error(one.msg_id)
+    backend.ok(other.msg_id, engine="b")
+    assert f"['{one.msg_id}'], which failed" in str(after.exception(0))
+    assert f"['{other.msg_id}'], which succeeded" in str(failure.exception(0))
+    assert f"{other.msg_id} on 1" in str(follow.exception(0))
+    assert "among [0]" in str(follow.exception(0))
 
 
 # -- retries ------------------------------------------------------------------------
@@ -219,6 +261,34 @@ def test_a_call_without_retries_fails_once(backend, balancer):
     assert len(backend.balanced) == 1
 
 
+def test_a_call_whose_engine_dies_is_retried_elsewhere(backend, balancer):
+    (future,) = submit(balancer, retries=1)
+    backend.sink.started(future.msg_id, "a")
+    backend.sink.engine_down("a", "killed")
+    assert not future.done()
+    assert backend.balanced[-1][0] is None, "the one that is left"
+    backend.ok(future.msg_id, 7, engine="b")
+    assert future.result(0) == 7
+
+
+def test_a_call_whose_engines_all_die_fails_with_the_last_death(backend, balancer):
+    (future,) = submit(balancer, retries=5)
+    for engine in "ab":
+        backend.sink.started(future.msg_id, engine)
+        backend.sink.engine_down(engine, "killed by signal 9")
+    assert isinstance(future.exception(0), EngineError)
+    assert "Engine 1 died" in str(future.exception(0))
+    assert not balancer.knows(future.msg_id)
+
+
+def test_without_retries_a_call_ends_with_its_engine(backend, balancer):
+    (future,) = submit(balancer)
+    backend.sink.started(future.msg_id, "a")
+    backend.sink.engine_down("a", "killed")
+    assert isinstance(future.exception(0), EngineError)
+    assert not balancer.knows(future.msg_id)
+
+
 def test_an_error_of_no_engine_is_not_retried(backend, balancer):
     (future,) = submit(balancer, retries=3)
     backend.error(future.msg_id, "EngineError", engine=None)
@@ -237,6 +307,13 @@ def test_a_timeout_ends_the_wait_for_dependencies(backend, balancer):
     assert error_of(late) == "TaskTimeout"
     backend.ok(first.msg_id)
     assert late.msg_id not in [r.msg_id for _, r in backend.balanced]
+
+
+def test_a_timeout_says_what_did_not_end(backend, balancer):
+    (first,) = submit(balancer)
+    (late,) = submit(balancer, after=Dependency(first.msg_id), timeout=0.5)
+    Timer.made[0].fire()
+    assert f"['{first.msg_id}'] had not ended" in str(late.exception(0))
 
 
 def test_a_timeout_is_about_waiting_not_about_running(backend, balancer):

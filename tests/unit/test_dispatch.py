@@ -155,7 +155,7 @@ def test_a_result_that_cannot_be_unpickled_fails_where_it_is_asked_for(backend):
 
 def test_every_outcome_is_told(backend):
     told = []
-    backend.sink.on_change = lambda: told.append(dict(backend.sink.outcomes))
+    backend.sink.on_change = lambda ended: told.append(dict(backend.sink.outcomes))
     (good,), (bad,) = call(backend), call(backend, "b")
     backend.ok(good.msg_id)
     assert told == [{good.msg_id: ("ok", "a")}]
