@@ -172,7 +172,7 @@ def test_magics(run: Any) -> None:
     assert "ValueError: no need to go on" in done.text("--interrupt-on-error")
     assert re.search(r"^\[stdout:0-2\] \n+step 0\nstep 1\nstep 2$", done.text("%pxresult"), re.M)
     assert done.text("%%pxlocal").count("'Both'") == 4
-    assert "20/20" in done.text("wait_interactive")
+    assert "20 of 20" in done.cell("wait_interactive").outputs[-1].data["text/html"]
 
 
 def test_epyc(run: Any) -> None:
