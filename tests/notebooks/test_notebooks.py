@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from typing import Any
 import nbformat
 import pytest
 
+from .jupyter import BACKENDS, PYTHONS
 from .printed import to_notebook
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs" / "notebooks"
-BACKEND = os.environ.get("PXCOMPAT_TEST_BACKEND", "dask")
 #: seconds one notebook may take
 TIMEOUT = 150
 
@@ -72,8 +71,20 @@ def _text(outputs: list[Any]) -> str:
     return _plain("\n".join(parts))
 
 
+@pytest.fixture(params=PYTHONS)
+def python(request: pytest.FixtureRequest) -> str:
+    """The interpreter that runs the notebook."""
+    return str(request.param)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """What the engines run on."""
+    return str(request.param)
+
+
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(python: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs a notebook from a folder of its own, with an empty IPython folder."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
 
@@ -86,10 +97,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         else:
             nbformat.write(notebook, path)
         out = tmp_path / "out.ipynb"
-        command = [sys.executable, "-m", "pxcompat.app", "run", str(path)]
+        command = [python, "-m", "pxcompat.app", "run", str(path)]
         command += ["--output", str(out), *options]
         if n is not None:
-            command += ["--backend", BACKEND, "-n", str(n)]
+            command += ["--backend", backend, "-n", str(n)]
         done = subprocess.run(
             command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT, check=False
         )
@@ -100,14 +111,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def running_cluster(run: Any) -> Iterator[None]:
+def running_cluster(run: Any, python: str, backend: str) -> Iterator[None]:
     """Two engines under the profile ``example-shas``, started as a user would."""
 
     def pxcluster(*arguments: str) -> None:
-        command = [sys.executable, "-m", "pxcompat.cluster", *arguments]
+        command = [python, "-m", "pxcompat.cluster", *arguments]
         subprocess.run([*command, "--profile", "example-shas"], check=True, timeout=60)
 
-    command = ["start", "--daemonize", "-n", "2", "--backend", BACKEND]
+    command = ["start", "--daemonize", "-n", "2", "--backend", backend]
     pxcluster("create")
     pxcluster(*command)
     yield
