@@ -117,7 +117,8 @@ class RayBackend:
         )
         self._something_sent = threading.Event()
         self._closed = False
-        self._lingering = False
+        #: set when nothing more is to come
+        self._ended = threading.Event()
         self.adopted = "adopt" in info
         self.sink: EventSink
 
@@ -217,7 +218,7 @@ class RayBackend:
         )
 
     def _receive(self, mail: Future[Any]) -> None:
-        if self._closed and not self._lingering:
+        if self._ended.is_set():
             return
         failure = mail.exception()
         if failure is None and mail.result() is not None:
@@ -283,6 +284,7 @@ class RayBackend:
             future.set_exception(EngineError(f"{name} is out of reach: {reason}"))
         self._placer.close()
         self.sink.disconnected(reason)
+        self._end_if_idle()
 
     def _output(self, msg_id: str, event: OutputEvent) -> None:
         state = self._outputs.setdefault(msg_id, _Output())
@@ -341,6 +343,7 @@ class RayBackend:
             engine.reason = None
         if engine.deadline is not None:
             self._bury(0)
+        self._end_if_idle()
 
     def _fail(self, engine: _Engine, msg_id: str, why: str) -> None:
         content = {
@@ -428,21 +431,26 @@ class RayBackend:
         return heads
 
     def _announce_late(self) -> None:
-        """Tell engines what waits for them in Ray's queue, where nobody else can see it."""
-        while True:
+        """Tell engines what waits for them in Ray's queue, where nobody else can see it, and
+        the registry what waits here."""
+        while not self._ended.is_set():
             self._something_sent.wait()
-            if self._closed:
-                return
             self._something_sent.clear()
-            waiting = True
-            while waiting and not self._closed:
-                self._something_sent.wait(ANNOUNCE) if self._closed else time.sleep(ANNOUNCE)
-                waiting = False
+            pause, noted = ANNOUNCE, False
+            while not self._ended.wait(pause):
+                waiting = self._placer.unassigned()
+                if (waiting or noted) and self._alive():
+                    self._registry.note.remote(self.sink.session, waiting)
+                noted = bool(waiting)
+                # ids of very many are not told often
+                pause = max(ANNOUNCE, len(waiting) * ANNOUNCE / 1000)
                 for engine in list(self._engines.values()):
                     if heads := self._unannounced(engine, ANNOUNCE):
                         self._tell(engine, heads)
-                    with self._lock:
-                        waiting = waiting or len(engine.announced) < len(engine.sent)
+                with self._lock:
+                    told = all(len(e.announced) == len(e.sent) for e in self._engines.values())
+                if told and not noted:
+                    break
 
     def _tell(self, engine: _Engine, heads: list[tuple[Any, ...]]) -> None:
         if self._alive():
@@ -518,18 +526,34 @@ class RayBackend:
         if self._closed:
             return
         self._closed = True
-        self._something_sent.set()
         if self._session is None:
             return
-        if self._registry is not None and self._thread.is_alive():
-            self._placer.close()
-            if self._alive():
-                self._registry.goodbye.remote(self.sink.session)
-            self._events.put(None)
-            if threading.current_thread() is not self._thread:
-                self._thread.join(timeout)
-                self._announcer.join(timeout)
+        if not self._thread.is_alive():
+            self._session.leave()
+            return
+        self._placer.close()
+        # a request goes on without its client, but not without the connection it was sent by:
+        # Ray drops what a process that disconnects has waiting
+        self._events.put(self._end_if_idle)
+        if threading.current_thread() is not self._thread and not self._busy():
+            self._thread.join(timeout)
+            self._announcer.join(timeout)
+
+    def _busy(self) -> bool:
+        with self._lock:
+            return self._alive() and any(engine.sent for engine in self._engines.values())
+
+    def _end_if_idle(self) -> None:
+        """Once closed, end when the last request has its reply."""
+        if not self._closed or self._ended.is_set() or self._busy():
+            return
+        if self._alive():
+            self._registry.goodbye.remote(self.sink.session)
+        self._ended.set()
+        self._something_sent.set()
+        self._events.put(None)
         self._engines.clear()
+        assert self._session is not None
         self._session.leave()
 
 

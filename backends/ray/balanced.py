@@ -96,16 +96,16 @@ class Placer:
         return max(1, min(MOST, int(AHEAD / max(self._duration, 1e-4))))
 
     def finished(self, msg_id: str, reply: Reply) -> None:
-        """A request has its reply."""
+        """A request, whether balanced or not, has its reply."""
         with self._lock:
-            if self._placed.pop(msg_id, None) is None:
-                return
-            if reply.started is not None and reply.completed is not None:
+            ours = self._placed.pop(msg_id, None) is not None
+            if ours and reply.started is not None and reply.completed is not None:
                 took = max(0.0, reply.completed - reply.started)
                 # quick to believe in long ones, slow to believe in short ones
                 mean = took if self._duration is None else 0.8 * self._duration + 0.2 * took
                 self._duration = max(mean, took)
-        self.place()
+        if self._waiting:
+            self.place()
 
     def engine_gone(self, key: str) -> None:
         """An engine is gone, with what it had."""

@@ -26,6 +26,8 @@ from . import session
 
 __all__ = ["main"]
 
+#: characters that the path of a folder may have, for Ray's sockets in it to have a valid one
+LONGEST = 40
 #: seconds for Ray's processes to end by themselves, before they are killed
 GRACE = 5
 
@@ -35,7 +37,8 @@ class _Controller:
         self.order = order
         self.options: dict[str, Any] = order["options"]
         self.address = self.options.get("address")
-        self.folder = tempfile.mkdtemp(prefix="pxcompat-")
+        short = len(tempfile.gettempdir()) + len("/pxcompat-12345678") <= LONGEST
+        self.folder = tempfile.mkdtemp(prefix="pxcompat-", dir=None if short else "/tmp")
         self.logs = "" if self.address else order.get("log_dir") or self.folder
         self.registry: Any = None
         self.detached = False

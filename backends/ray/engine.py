@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -98,7 +99,7 @@ class EngineActor:
         alias.enable()
         self._engine = Engine(key, own_process=True, **setup["engine"])
         self._engine.id = id
-        self._engine.native = ray.get_runtime_context().current_actor
+        self._engine.native = self._me = ray.get_runtime_context().current_actor
         self._registry = registry
         self._post = Post(registry)
         self._active = contextlib.ExitStack()
@@ -119,9 +120,12 @@ class EngineActor:
         return (reply, self._post.take_back(origin.session, request.msg_id)), apart
 
     def stop(self) -> None:
-        """End the actor."""
+        """End the process, as a Python program ends."""
         self._active.close()
-        ray.actor.exit_actor()
+        atexit.unregister(ray.shutdown)
+        atexit._run_exitfuncs()
+        # not ray.actor.exit_actor(), which waits until nobody refers to anything made here
+        self._registry.bury.remote(self._engine.key)
 
     def bye(self, never: Any) -> None:
         """Called by the registry with what never comes, to be told of this actor's end."""
@@ -158,6 +162,9 @@ class EngineActor:
         if question == "recall":
             return engine.recall(args["msg_id"])
         if question == "announce":
+            return None
+        if question == "stop":
+            self._me.stop.remote()  # after what Ray has queued for it
             return None
         if question == "forget":
             return engine.forget_announced(args["client"])

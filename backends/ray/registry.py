@@ -346,13 +346,18 @@ class Registry:
         """Stop engines, after what they have queued or at once; return when they are gone."""
         entries = [self._entry(key) for key in keys]
         for entry in entries:
+            entry.reason = "it was shut down"
             if force:
-                entry.reason = "it was shut down"
                 ray.kill(entry.handle)
             else:
-                entry.handle.stop.remote()
+                # by way of its own thread: our calls wait for the one to `bye`
+                await self._question(entry, ("", -1, "stop", {}))
         for entry in entries:
             await entry.gone.wait()
+
+    async def bury(self, key: str) -> None:
+        """An engine has ended in good order."""
+        ray.kill(self._entry(key).handle)
 
     async def signal(self, key: str, signum: int) -> str:
         """Send a signal to an engine's process; "" or why it cannot be done."""

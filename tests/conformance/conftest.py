@@ -45,7 +45,8 @@ def _leftovers() -> set[str]:
             found.add(f"process {child.pid} {' '.join(child.cmdline()[:4])}")
         except psutil.NoSuchProcess:
             continue
-    for pattern in (os.path.join(tempfile.gettempdir(), "pxcompat-*"), "/dev/shm/pxcompat*"):
+    folder = os.path.join(tempfile.gettempdir(), "pxcompat-*")
+    for pattern in (folder, "/tmp/pxcompat-*", "/tmp/ray*", "/dev/shm/*"):
         found.update(glob.glob(pattern))
     return found
 
