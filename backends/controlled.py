@@ -23,7 +23,7 @@ from typing import IO, Any
 from pxcompat.error import BackendError
 from pxcompat.protocol import LaunchSpec
 
-__all__ = ["LaunchedCluster", "read_order", "say", "settle", "start"]
+__all__ = ["LaunchedCluster", "read_order", "remove", "say", "settle", "start"]
 
 
 class LaunchedCluster:
@@ -65,7 +65,17 @@ class LaunchedCluster:
                 self._process.stdout.close()
             self._log.close()
             # a controller that was killed could not
-            shutil.rmtree(self.info["folder"], ignore_errors=True)
+            remove(self.info["folder"])
+
+
+def remove(folder: str, timeout: float = 2) -> None:
+    """Remove a folder in which processes that are just ending may still write."""
+    deadline = time.monotonic() + timeout
+    while os.path.isdir(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.01)
 
 
 def start(

@@ -255,6 +255,7 @@ class Client(Work):
         if block or hub:
             self._await_gone(done, keys)
         if hub:
+            self._dispatcher.disconnected("it was shut down by this client")
             self.close()
         return None
 

@@ -535,17 +535,23 @@ class RayBackend:
         # a request goes on without its client, but not without the connection it was sent by:
         # Ray drops what a process that disconnects has waiting
         self._events.put(self._end_if_idle)
-        if threading.current_thread() is not self._thread and not self._busy():
+        if threading.current_thread() is not self._thread and not self.busy:
             self._thread.join(timeout)
             self._announcer.join(timeout)
 
-    def _busy(self) -> bool:
+    def wait_until_ended(self) -> None:
+        """Once closed, wait for the replies to what was outstanding."""
+        self._thread.join()
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests are outstanding."""
         with self._lock:
             return self._alive() and any(engine.sent for engine in self._engines.values())
 
     def _end_if_idle(self) -> None:
         """Once closed, end when the last request has its reply."""
-        if not self._closed or self._ended.is_set() or self._busy():
+        if not self._closed or self._ended.is_set() or self.busy:
             return
         if self._alive():
             self._registry.goodbye.remote(self.sink.session)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from ..controlled import read_order, say, settle
+from ..controlled import read_order, remove, say, settle
 from . import session
 
 __all__ = ["main"]
@@ -74,7 +73,7 @@ class _Controller:
             info = {"address": address, "namespace": "pxcompat"}
         from . import registry
 
-        self.detached = bool(self.address and self.order.get("lasting"))
+        self.detached = self.order["lasting"]
         self.registry = registry.create(
             registry_order(
                 self.options, self.order, info["namespace"], self.logs, own=not self.address
@@ -126,7 +125,7 @@ class _Controller:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, 1)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
 
 
 def registry_order(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pxcompat.error import ConnectionFileError
 from pxcompat.protocol import Backend, LaunchSpec
 
 from ..controlled import LaunchedCluster, start
@@ -54,6 +55,13 @@ class RayProvider:
         )
 
     def connect(self, info: Mapping[str, Any]) -> Backend:
+        address = info.get("address")
+        if not address:
+            raise ConnectionFileError("the connection info of a Ray cluster has no 'address'")
+        if session.taken(address):
+            from .relay import RelayBackend
+
+            return RelayBackend(info)
         from .backend import RayBackend
 
         return RayBackend(info)

@@ -12,7 +12,6 @@ import importlib.util
 import os
 import secrets
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ __all__ = [
     "prepare_head",
     "require_ray",
     "start_head",
+    "taken",
     "user_token",
 ]
 
@@ -131,9 +131,20 @@ def ambient() -> str | None:
 
 def _connected_to(ray: Any) -> str:
     if ray.util.client.ray.is_connected():
-        host, port = ray.util.client.ray.get_context().client_worker.connection_info, ""
-        return f"ray://{host}{port}"
+        return "ray://"  # by Ray's client; it does not say where
     return str(ray.get_runtime_context().gcs_address)
+
+
+def taken(address: str) -> bool:
+    """Whether this process is connected to another cluster."""
+    global _current
+    ray = sys.modules.get("ray")
+    if address == "auto" or ray is None or not ray.is_initialized():
+        return False
+    with _lock:
+        if _current is not None and _current.alive:
+            return address != _current.address
+    return address != _connected_to(ray)
 
 
 def join(info: Mapping[str, Any], timeout: float) -> Session:
@@ -178,7 +189,7 @@ def join(info: Mapping[str, Any], timeout: float) -> Session:
 def _connect(ray: Any, address: str, info: Mapping[str, Any], timeout: float) -> Session:
     _check_reachable(address, timeout)
     try:
-        with _process_kept(), _loopback(address), _token(info.get("token")):
+        with _process_kept(), _ray_settings(address), _token(info.get("token")):
             context = ray.init(
                 address=address,
                 namespace=info.get("namespace"),
@@ -203,33 +214,38 @@ def _dashboard(ray: Any) -> str:
 
 def _check_reachable(address: str, timeout: float) -> None:
     """Find out quickly, and quietly, what Ray finds out after many seconds and lines."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # "auto"
+    target = address.removeprefix("ray://")
+    if address == "auto" or os.environ.get("RAY_USE_TLS") == "1":
+        return
+    import grpc
+
+    channel = grpc.insecure_channel(target)
     try:
-        socket.create_connection((host, int(port)), timeout).close()
-    except OSError as error:
+        grpc.channel_ready_future(channel).result(timeout)
+    except grpc.FutureTimeoutError:
         raise ConnectError(
             f"cannot connect to the Ray cluster at {address} (stage: connecting; waited "
-            f"{timeout:g} s at most); is it running, and reachable from here? "
-            f"({type(error).__name__}: {error})"
-        ) from error
+            f"{timeout:g} s at most); is it running, and reachable from here?"
+        ) from None
+    finally:
+        channel.close()
 
 
 @contextlib.contextmanager
-def _loopback(address: str) -> Iterator[None]:
-    """Have Ray take a loopback address for what it is, not for this host's other address."""
-    if address.rpartition(":")[0] not in _LOOPBACK_NAMES:
-        yield
-        return
+def _ray_settings(address: str) -> Iterator[None]:
+    """Have Ray take a loopback address for what it is, not for this host's other address, and
+    give up soon where its token is refused."""
     from ray._private import ray_constants
 
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    changes: dict[str, Any] = {"NUM_REDIS_GET_RETRIES": 2}
+    if address.rpartition(":")[0] in _LOOPBACK_NAMES:
+        changes["ENABLE_RAY_CLUSTER"] = False
+    before = {name: getattr(ray_constants, name) for name in changes}
     try:
+        vars(ray_constants).update(changes)
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        vars(ray_constants).update(before)
 
 
 @contextlib.contextmanager

@@ -359,6 +359,7 @@ class Cluster(LoggingConfigurable):
                 path=[entry for entry in sys.path if entry],
                 env={"PXCOMPAT_PROFILE_DIR": self.profile_dir},
                 log_dir=str(logs) if self.cluster_file else None,
+                lasting=self.dedicated or not self.shutdown_atexit,
                 options=backend_options(self.config, self.backend),
             ),
             cluster_id=self.cluster_id,
