@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -24,6 +25,8 @@ from pxcompat.error import BackendError
 from pxcompat.protocol import LaunchSpec
 
 __all__ = ["LaunchedCluster", "read_order", "remove", "say", "settle", "start"]
+
+log = logging.getLogger("pxcompat.backends")
 
 
 class LaunchedCluster:
@@ -47,7 +50,7 @@ class LaunchedCluster:
         return self._why()
 
     def _why(self) -> str:
-        if self._stopped:
+        if self._stopped and not self._process.returncode:
             return "it was stopped"
         return f"its controller exited with status {self._process.returncode}"
 
@@ -63,6 +66,8 @@ class LaunchedCluster:
                 self._process.wait()
             if self._process.stdout:
                 self._process.stdout.close()
+            if self._process.returncode:
+                log.warning("%s\n%s", self._why(), _tail(self._log))
             self._log.close()
             # a controller that was killed could not
             remove(self.info["folder"])

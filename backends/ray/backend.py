@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import queue
@@ -11,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
@@ -211,19 +213,22 @@ class RayBackend:
 
     def _listen(self) -> None:
         """Ask for our mail; asked again when it comes."""
-        if not self._alive():
-            return
-        self._registry.listen.remote(self.sink.session).future().add_done_callback(
-            lambda mail: self._events.put(lambda: self._receive(mail))
-        )
+        with self._connected():
+            mail = self._registry.listen.remote(self.sink.session).future()
+        mail.add_done_callback(lambda mail: self._events.put(lambda: self._receive(mail)))
 
     def _receive(self, mail: Future[Any]) -> None:
         if self._ended.is_set():
             return
         failure = mail.exception()
         if failure is None and mail.result() is not None:
-            self._listen()
-            self._hear(mail.result())
+            try:
+                self._listen()
+            except EngineError as error:  # somebody called ray.shutdown()
+                self._hear(mail.result())
+                self._lost(str(error))
+            else:
+                self._hear(mail.result())
             return
         reason = registry.why(failure) if failure is not None else "it does not know us any more"
         self._lost(f"the Ray cluster at {self._info['address']} is out of reach: {reason}")
@@ -300,22 +305,33 @@ class RayBackend:
 
     def send(self, key: str, requests: Sequence[Request]) -> None:
         engine = self._engines.get(key)
-        if engine is None or not self._alive():
-            self.sink.engine_down(key, "no such engine")
-            return
-        for request in requests:
-            self._call(engine, request)
+        try:
+            if engine is None:
+                raise EngineError("no such engine")
+            for request in requests:
+                self.call(engine, request)
+        except EngineError as error:
+            self.sink.engine_down(key, str(error))
 
-    def _call(self, engine: _Engine, request: Request) -> None:
-        head, function, arguments = pack_request(request)
-        with self._lock:
-            engine.sent[request.msg_id] = (request, time.monotonic())
-        call = engine.handle.run.options(name=request.name, num_returns=2)
-        reply, apart = call.remote(head, function, arguments)
-        self._something_sent.set()
-        self.sink.sent(request.msg_id)
+    def call(self, engine: _Engine, request: Request) -> None:
+        """Send one request to an engine.
+
+        Raises
+        ------
+        EngineError
+            When the process is not connected any more.
+        """
         msg_id = request.msg_id
-        reply.future().add_done_callback(
+        head, function, arguments = pack_request(request)
+        with self._connected():
+            with self._lock:
+                engine.sent[msg_id] = (request, time.monotonic())
+            run = engine.handle.run.options(name=request.name, num_returns=2)
+            reply, apart = run.remote(head, function, arguments)
+            replied = reply.future()
+        self._something_sent.set()
+        self.sink.sent(msg_id)
+        replied.add_done_callback(
             lambda future: self._events.put(lambda: self._returned(engine, msg_id, future, apart))
         )
 
@@ -366,7 +382,8 @@ class RayBackend:
     def fetch(self, stored: StoredFrames) -> Frames:
         """Bring frames from the object store; theirs is memory of this process."""
         try:
-            frames = unpack_frames(ray.get(stored.ref))
+            with self._connected():
+                frames = unpack_frames(ray.get(stored.ref))
         except RayError as error:
             raise EngineError(
                 f"a result of {stored.nbytes} bytes is lost: it was not fetched before the node "
@@ -375,15 +392,13 @@ class RayBackend:
         return frames or []
 
     def put(self, frames: Frames, keys: Sequence[str]) -> Handle:
-        return StoredFrames(ray.put(pack_frames(frames)), size(frames))
+        with self._connected():
+            return StoredFrames(ray.put(pack_frames(frames)), size(frames))
 
     # -- questions -----------------------------------------------------------------------
 
     def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
         answer: Future[Any] = Future()
-        if not self._alive():
-            answer.set_exception(EngineError("the cluster is out of reach"))
-            return answer
         engine = None if key is None else self._engines.get(key)
         if key is not None and engine is None:
             answer.set_exception(EngineError(f"there is no engine {key}"))
@@ -392,16 +407,23 @@ class RayBackend:
         with self._lock:
             call_id = next(self._call_ids)
             self._questions[call_id] = (answer, name)
-        me = self.sink.session
-        if engine is None:
-            if op == "unassigned":
-                self._registry.note.remote(me, self._placer.unassigned())
-            self._registry.command.remote(me, call_id, op, dict(args))
-        else:
-            # what waits in Ray's queue counts, too
-            asked = {**args, "announced": self._unannounced(engine, 0)}
-            self._registry.ask.remote(me, call_id, engine.info.key, op, asked)
+        try:
+            with self._connected():
+                self._ask(call_id, engine, op, dict(args))
+        except EngineError as error:
+            self._answer(call_id, None, str(error))
         return answer
+
+    def _ask(self, call_id: int, engine: _Engine | None, op: str, args: dict[str, Any]) -> None:
+        me = self.sink.session
+        if engine is not None:
+            # what waits in Ray's queue counts, too
+            args["announced"] = self._unannounced(engine, 0)
+            self._registry.ask.remote(me, call_id, engine.info.key, op, args)
+            return
+        if op == "unassigned":
+            self._registry.note.remote(me, self._placer.unassigned())
+        self._registry.command.remote(me, call_id, op, args)
 
     def _answer(self, call_id: int, ok: bool | None, value: Any) -> None:
         with self._lock:
@@ -439,24 +461,27 @@ class RayBackend:
             pause, noted = ANNOUNCE, False
             while not self._ended.wait(pause):
                 waiting = self._placer.unassigned()
-                if (waiting or noted) and self._alive():
-                    self._registry.note.remote(self.sink.session, waiting)
-                noted = bool(waiting)
                 # ids of very many are not told often
                 pause = max(ANNOUNCE, len(waiting) * ANNOUNCE / 1000)
-                for engine in list(self._engines.values()):
-                    if heads := self._unannounced(engine, ANNOUNCE):
-                        self._tell(engine, heads)
+                try:
+                    with self._connected():
+                        if waiting or noted:
+                            self._registry.note.remote(self.sink.session, waiting)
+                        self._announce()
+                except EngineError:
+                    return  # disconnected
+                noted = bool(waiting)
                 with self._lock:
                     told = all(len(e.announced) == len(e.sent) for e in self._engines.values())
                 if told and not noted:
                     break
 
-    def _tell(self, engine: _Engine, heads: list[tuple[Any, ...]]) -> None:
-        if self._alive():
-            self._registry.ask.remote(
-                self.sink.session, -1, engine.info.key, "announce", {"announced": heads}
-            )
+    def _announce(self) -> None:
+        for engine in list(self._engines.values()):
+            if heads := self._unannounced(engine, ANNOUNCE):
+                self._registry.ask.remote(
+                    self.sink.session, -1, engine.info.key, "announce", {"announced": heads}
+                )
 
     def cancel(self, key: str | None, msg_ids: Sequence[str]) -> Future[list[str]]:
         if key is None:
@@ -515,12 +540,14 @@ class RayBackend:
         """How many requests of ours an engine has."""
         return len(engine.sent)
 
-    def call(self, engine: _Engine, request: Request) -> None:
-        """Send one request to an engine."""
-        self._call(engine, request)
-
     def _alive(self) -> bool:
         return self._session is not None and self._session.alive
+
+    def _connected(self) -> AbstractContextManager[None]:
+        """For every use of Ray (see :meth:`session.Session.use`)."""
+        if self._session is None:
+            raise EngineError("this client is not connected")
+        return self._session.use()
 
     def close(self, *, timeout: float = 5) -> None:
         if self._closed:
@@ -553,10 +580,11 @@ class RayBackend:
         """Once closed, end when the last request has its reply."""
         if not self._closed or self._ended.is_set() or self.busy:
             return
-        if self._alive():
-            self._registry.goodbye.remote(self.sink.session)
         self._ended.set()
         self._something_sent.set()
+        self._announcer.join()
+        with contextlib.suppress(EngineError), self._connected():
+            self._registry.goodbye.remote(self.sink.session)
         self._events.put(None)
         self._engines.clear()
         assert self._session is not None

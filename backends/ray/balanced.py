@@ -63,7 +63,7 @@ class Placer:
         while (chosen := self._choose()) is not None:
             engine, request = chosen
             self._backend.sink.started(request.msg_id, engine.info.key)
-            self._backend.call(engine, request)
+            self._backend.send(engine.info.key, [request])
 
     def _choose(self) -> tuple[Any, Request] | None:
         """The next request that an engine has room for, and the engine."""
@@ -184,4 +184,4 @@ class Placer:
         for request, candidates in waiting:
             fitting = [e for e in engines if candidates is None or e.info.key in candidates]
             if fitting:
-                self._backend.call(fitting[next(turn) % len(fitting)], request)
+                self._backend.send(fitting[next(turn) % len(fitting)].info.key, [request])

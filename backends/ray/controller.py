@@ -8,12 +8,12 @@ SIGTERM, or when a client asks for it.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import select
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from typing import Any
@@ -95,19 +95,12 @@ class _Controller:
         """Until the owner, Ray, or somebody's word ends the cluster."""
         signal.signal(signal.SIGTERM, lambda *_: os.write(self.end, b"x"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=self._await_end, daemon=True).start()
+        # not by a thread: one that is in Ray when that is shut down ends the process
+        self.registry.ended.remote().future().add_done_callback(lambda _: os.write(self.end, b"x"))
         while True:
             ready, _, _ = select.select([0, self.wake], [], [])
             if self.wake in ready or not os.read(0, 4096):
                 return
-
-    def _await_end(self) -> None:
-        ray = session.import_ray()
-        try:
-            ray.get(self.registry.ended.remote())
-        except Exception:
-            traceback.print_exc()
-        os.write(self.end, b"x")
 
     def _stop(self) -> None:
         ray = session.import_ray()
@@ -161,6 +154,7 @@ def main() -> None:
     if order is None:
         return
     settle(order)
+    faulthandler.enable()
     # what Ray prints is for the log; the answer is alone on stdout
     answer = os.dup(1)
     os.dup2(2, 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import secrets
 import signal
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pxcompat.error import BackendError, ConnectError
+from pxcompat.error import BackendError, ConnectError, EngineError
 
 __all__ = [
     "Session",
@@ -32,9 +33,13 @@ __all__ = [
     "user_token",
 ]
 
+log = logging.getLogger("pxcompat.ray")
+
 _lock = threading.RLock()
 _current: Session | None = None
 
+#: seconds for other threads to come out of Ray before it is shut down
+DISCONNECT_TIMEOUT = 5
 #: Ray reads "0" as: use the loopback interface, as on Windows and macOS
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -59,11 +64,47 @@ class Session:
         self.dashboard = dashboard
         self._users = 0
         self._kept = False
+        #: how many threads are in one of Ray's functions
+        self._using = 0
+        self._ending = False
+        self._changed = threading.Condition()
 
     @property
     def alive(self) -> bool:
         """Whether the process is still connected: anybody may disconnect it."""
         return _current is self and bool(sys.modules["ray"].is_initialized())
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
+        """Stay connected meanwhile: Ray ends a process that calls it after it disconnected, or
+        starts a cluster for it.
+
+        Raises
+        ------
+        EngineError
+            When the process is not connected any more.
+        """
+        with self._changed:
+            if self._ending or not self.alive:
+                raise EngineError("this process is not connected to its Ray cluster any more")
+            self._using += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._using -= 1
+                self._changed.notify_all()
+
+    def _disconnect(self) -> None:
+        ray = sys.modules["ray"]
+        with self._changed:
+            self._ending = True
+            idle = self._changed.wait_for(lambda: not self._using, DISCONNECT_TIMEOUT)
+        if not idle:
+            log.warning("staying connected to Ray, which another thread is still waiting for")
+        elif ray.is_initialized():
+            with _process_kept():
+                ray.shutdown()
 
     def keep(self) -> None:
         """Stay connected until the process ends: the cluster goes with the connection."""
@@ -76,19 +117,17 @@ class Session:
             self._users -= 1
             if self._users > 0 or self._kept or _current is not self:
                 return
+            if self.own:
+                self._disconnect()
             _current = None
-            if self.own and sys.modules["ray"].is_initialized():
-                with _process_kept():
-                    sys.modules["ray"].shutdown()
 
     def lost(self) -> None:
         """The cluster is gone: disconnect, for Ray would end this process over it."""
         global _current
         with _lock:
             if _current is self:
+                self._disconnect()
                 _current = None
-                with _process_kept():
-                    sys.modules["ray"].shutdown()
 
 
 def require_ray() -> None:

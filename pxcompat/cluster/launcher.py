@@ -200,10 +200,16 @@ class Controller:
         raise BackendError(f"process {self.connection.pid}, which holds the cluster, does not end")
 
     def _ask_to_stop(self, timeout: float) -> None:
+        pids = [self.pid] if self.connection.local and psutil.pid_exists(self.pid) else []
+        controllers = [psutil.Process(pid) for pid in pids]
         try:
             result(self.backend(timeout).stop_cluster(), "stop", timeout)
         finally:
             self.disconnect()
+        deadline = time.monotonic() + timeout
+        # psutil's wait() would wait for its parent to reap it, too
+        while any(map(_is_alive, controllers)) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 class OwnController(Controller):
@@ -375,6 +381,13 @@ def result(future: Future[T], what: str, timeout: float) -> T:
         return future.result(timeout)
     except (TimeoutError, futures.TimeoutError):  # one and the same from Python 3.11 on
         raise BackendError(f"the cluster did not {what} within {timeout:g} s") from None
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _end_of(path: Path) -> str:

@@ -46,7 +46,7 @@ def _leftovers() -> set[str]:
         except psutil.NoSuchProcess:
             continue
     folder = os.path.join(tempfile.gettempdir(), "pxcompat-*")
-    for pattern in (folder, "/tmp/pxcompat-*", "/tmp/ray*", "/dev/shm/*"):
+    for pattern in (folder, "/dev/shm/pxcompat*"):
         found.update(glob.glob(pattern))
     return found
 
@@ -86,10 +86,11 @@ def ipython_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
         patch.setenv("PXCOMPAT_NONINTERACTIVE", "1")
-        folder = str(tmp_path_factory.mktemp("tmp"))
-        patch.setenv("TMPDIR", folder)
-        patch.setattr(tempfile, "tempdir", folder)
-        yield
+        # a short name: sockets in it must have valid ones
+        with tempfile.TemporaryDirectory(prefix="px") as folder:
+            patch.setenv("TMPDIR", folder)
+            patch.setattr(tempfile, "tempdir", folder)
+            yield
 
 
 @pytest.fixture(scope="package", params=BACKENDS)
