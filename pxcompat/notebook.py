@@ -33,6 +33,7 @@ GRACE = 10.0
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}
+OUTPUTS = {"stream", "display_data", "update_display_data", "clear_output"}
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -126,9 +127,33 @@ class _KernelManager(AsyncKernelManager):
 
 
 class _Client(NotebookClient):
-    """Says what a cell's output is as it comes."""
+    """Says what a cell's output is as it comes, also when it comes while another cell runs."""
 
     on_output: Callable[[nbformat.NotebookNode], None]
+
+    def keep_late_output(self, channels: Any) -> None:
+        """From now on, output for a cell that has ended goes beneath that cell.
+
+        nbclient looks at messages for the running cell alone.
+        """
+        ended: dict[str, tuple[nbformat.NotebookNode, int]] = {}
+        receive = channels.iopub_channel.get_msg
+
+        async def get_msg(timeout: float | None = None) -> Any:
+            while True:
+                message = await receive(timeout=timeout)
+                cell = ended.get(message["parent_header"].get("msg_id"))
+                if cell is None or message["msg_type"] not in OUTPUTS:
+                    return message
+                self.process_message(message, *cell)
+
+        def executed(
+            cell: nbformat.NotebookNode, cell_index: int, execute_reply: dict[str, Any]
+        ) -> None:
+            ended[execute_reply["parent_header"]["msg_id"]] = cell, cell_index
+
+        channels.iopub_channel.get_msg = get_msg
+        self.on_cell_executed = executed
 
     def output(self, outs: Any, msg: Any, display_id: Any, cell_index: int) -> Any:
         said = super().output(outs, msg, display_id, cell_index)
@@ -202,6 +227,7 @@ class _Run:
         )
         client.on_output = self._on_output
         channels = await client.async_start_new_kernel_client()
+        client.keep_late_output(channels)
         try:
             for number, (index, cell) in enumerate(cells, 1):
                 if sys.stderr.isatty():

@@ -186,6 +186,23 @@ def test_magics(run: Any) -> None:
     assert "20 of 20" in done.cell("wait_interactive").outputs[-1].data["text/html"]
 
 
+def test_output_that_comes_while_another_cell_runs(run: Any) -> None:
+    cells = [
+        "import ipyparallel as ipp\nrc = ipp.Client()",
+        "%%px --noblock --stream\nimport time\nprint('begun')\ntime.sleep(0.5)\nprint('ended')",
+        "print('another')\nar = rc.get_result(-1, owner=False)\nar.wait_for_output()\n"
+        "import time\ntime.sleep(0.5)",
+        "'the last'",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in cells])
+    done = run(notebook)
+    assert done.code == 0, done.printed
+    shown = done.text("--stream")
+    for i in (0, 1):
+        assert f"[stdout:{i}] begun\nended\n" in shown
+    assert done.text("'another'") == "another\n"
+
+
 def test_epyc(run: Any) -> None:
     done = run(DOCS / "epyc.ipynb")
     assert (done.code, done.errors()) == (0, []), done.printed
