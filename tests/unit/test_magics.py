@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import re
 import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,19 +16,13 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-from pxcompat import engine
-from pxcompat.engine.names import describe
 from pxcompat.error import (
     AlreadyDisplayedError,
     CompositeError,
-    InvalidEngineId,
     RemoteError,
     TaskAborted,
 )
-from pxcompat.futures import MessageFuture
 from pxcompat.magics import ParallelMagics, active_view, load_ipython_extension
-from pxcompat.magics.watch import CellTimeout, Watch
-from pxcompat.magics.who import Names
 
 
 class Request:
@@ -379,137 +368,6 @@ def test_a_push_that_failed_says_so(shell: InteractiveShell, view: FakeView) -> 
     shell.user_ns["a"] = 1
     with pytest.raises(RemoteError, match="UnpicklingError"):
         shell.run_cell_magic("px", "--push a", "a")
-
-
-# -- ending early --------------------------------------------------------------
-
-
-class WatchedClient:
-    """What a Watch needs of a client; where a request still waits, it can be taken back."""
-
-    def __init__(self, waiting: set[str]) -> None:
-        self.waiting = waiting
-        self.signals: list[tuple[Any, Any]] = []
-
-    def _abort(self, msg_ids: list[str]) -> list[Future[list[str]]]:
-        answer: Future[list[str]] = Future()
-        answer.set_result([m for m in msg_ids if m in self.waiting])
-        return [answer]
-
-    def send_signal(self, signal: Any, targets: Any, block: bool) -> None:
-        assert not block
-        if targets == [9]:
-            raise InvalidEngineId("gone")
-        self.signals.append((signal, targets))
-
-
-def watched(n: int) -> Any:
-    children = [MessageFuture(f"m{i}") for i in range(n)]
-    targeted = [(child, i) for i, child in enumerate(children)]
-    return SimpleNamespace(_children=children, _targeted=lambda: targeted)
-
-
-def wait_for_late(watch: Watch) -> str:
-    deadline = time.monotonic() + 10
-    while (late := watch.late()) is None:
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-    return str(late)
-
-
-def test_one_failure_interrupts_the_others_once() -> None:
-    client, result = WatchedClient({"m2"}), watched(10)
-    watch = Watch(client, result, "SIGTERM", on_error=True)  # type: ignore[arg-type]
-    result._children[0].finish_value(1)
-    assert client.signals == []
-    result._children[1].fail(RemoteError("ValueError", "v", None))
-    # neither those that have ended, nor the one that waits behind others, nor the dead one
-    assert client.signals == [("SIGTERM", [i]) for i in range(3, 9)]
-    result._children[2].fail(TaskAborted("m2"))
-    assert len(client.signals) == 6
-    assert watch.late() is None
-
-
-def test_time_is_up() -> None:
-    client, result = WatchedClient({"m1"}), watched(4)
-    result._children[0].finish_value(1)
-    watch = Watch(client, result, "SIGINT", timeout=0.01)  # type: ignore[arg-type]
-    text = wait_for_late(watch)
-    assert text.startswith("%px was to take 0.01 s; engine")
-    deadline = time.monotonic() + 10
-    while len(client.signals) < 2:
-        assert time.monotonic() < deadline
-    assert client.signals == [("SIGINT", [2]), ("SIGINT", [3])]
-    result._children[2].finish_value(1)
-    assert str(watch.late()) == (
-        "%px was to take 0.01 s; engine 1 had other work and never began it; engines 2-3 had not"
-        " finished and got SIGINT; engines 1,3 still at work: client.send_signal('SIGKILL',"
-        " targets=[1, 3]) would end them"
-    )
-    assert CellTimeout("x")._render_traceback_() == ["TimeoutError: x"]
-
-
-def test_in_time() -> None:
-    result = watched(2)
-    before = threading.active_count()
-    watch = Watch(WatchedClient(set()), result, 2, timeout=60)  # type: ignore[arg-type]
-    for child in result._children:
-        child.finish_value(1)
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before:
-        assert time.monotonic() < deadline, "the timer goes on"
-    assert watch.late() is None
-
-
-def test_signal_0_interrupts_nobody() -> None:
-    client, result = WatchedClient(set()), watched(1)
-    watch = Watch(client, result, 0, timeout=0.01)  # type: ignore[arg-type]
-    assert "engine 0 still at work" in wait_for_late(watch)
-    assert client.signals == []
-
-
-# -- %pxwho --------------------------------------------------------------------
-
-
-def test_names_that_differ_are_marked() -> None:
-    one = ("int", "", 28, "1")
-    engines = {
-        0: {"same": one, "part": ("list", "len 2", 72, ""), "only": one},
-        1: {"same": one, "part": ("list", "len 2", 72, "")},
-        2: {"same": one, "part": ("list", "len 1", 1064, "")},
-    }
-    assert repr(Names(engines)).splitlines()[2:] == [
-        "≠  only  0        int                  28  1",
-        "≠  only  1-2      not there",
-        "≠  part  0-1      list       len 2     72",
-        "≠  part  2        list       len 1  1,064",
-        "   same  0-2      int                  28  1",
-    ]
-    page = Names(engines, differences=True)._repr_html_()
-    assert "same" not in page and page.count("background") == 4
-    assert repr(Names({0: {}, 1: {}})) == "no names on engines 0-1"
-
-
-def test_names_of_a_namespace(shell: InteractiveShell) -> None:
-    class Lazy:
-        def __getattr__(self, name: str) -> Any:
-            raise AssertionError("asked for " + name)
-
-    class Sized:
-        shape, dtype, nbytes = (2, 3), "int8", 6
-
-    shell.user_ns.update(_private=1, lazy=Lazy(), sized=Sized(), text="x" * 50, re=re)
-    engine.set_current(SimpleNamespace(shell=shell), process=False)  # type: ignore[arg-type]
-    try:
-        names = describe([])
-        assert describe(["_pri*", "siz?d"]).keys() == {"_private", "sized"}
-    finally:
-        engine.set_current(None, process=False)
-    assert names.keys() == {"lazy", "sized", "text", "re"}
-    assert names["sized"] == ("Sized of int8", "2x3", 6, "")
-    assert names["lazy"][:2] == ("Lazy", "")
-    assert names["text"] == ("str", "len 50", sys.getsizeof("x" * 50), "'" + "x" * 36 + "...")
-    assert names["re"][3] == "re"
 
 
 # -- Ctrl-C --------------------------------------------------------------------
