@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..children import reply_error_of
 from ..display import ranges
-from ..error import InvalidEngineId, RemoteError
+from ..error import InvalidEngineId, RemoteError, TaskAborted
 from ..futures import MessageFuture
 from ..waiting import Countdown
 
@@ -62,8 +62,7 @@ class Watch:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._acted = False
-        self._late: list[int | None] = []
-        self._taken_back: list[int | None] = []
+        self._late: list[tuple[MessageFuture, int | None]] = []
         if on_error:
             for child in result._children:
                 child.add_done_callback(self._ended)
@@ -78,9 +77,11 @@ class Watch:
         if not self._late:
             return None
         text = f"%px was to take {self._timeout:g} s"
-        begun = [i for i in self._late if i not in self._taken_back]
-        if self._taken_back:
-            text += f"; {_engines(self._taken_back)} had other work and never began it"
+        # not what abort answered: its answer may come after the request's own
+        aborted = [i for child, i in self._late if child.done() and _was_aborted(child)]
+        begun = [i for _, i in self._late if i not in aborted]
+        if aborted:
+            text += f"; {_engines(aborted)} had other work and never began it"
         if begun and self._signal:
             text += f"; {_engines(begun)} had not finished and got {_name(self._signal)}"
         running = [i for child, i in self._result._targeted() if not child.done()]
@@ -99,7 +100,7 @@ class Watch:
             self._stop_the_rest()
 
     def _expire(self) -> None:
-        self._late = [i for child, i in self._result._targeted() if not child.done()]
+        self._late = [pair for pair in self._result._targeted() if not pair[0].done()]
         self._stop_the_rest()
 
     def _stop_the_rest(self) -> None:
@@ -116,12 +117,16 @@ class Watch:
     ) -> None:
         """Signal an engine that has answered whether the request was still waiting."""
         if aborted.exception() is None and child.msg_id in aborted.result():
-            self._taken_back.append(engine)
-        elif self._signal and not child.done():
+            return
+        if self._signal and not child.done():
             try:
                 self._client.send_signal(self._signal, targets=[engine], block=False)
             except InvalidEngineId:
                 return  # gone in the meantime, and the request with it
+
+
+def _was_aborted(child: MessageFuture) -> bool:
+    return isinstance(reply_error_of(child), TaskAborted)
 
 
 def _engines(ids: list[int | None]) -> str:

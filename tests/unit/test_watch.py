@@ -69,11 +69,12 @@ def test_time_is_up() -> None:
     while len(client.signals) < 2:
         assert time.monotonic() < deadline
     assert client.signals == [("SIGINT", [2]), ("SIGINT", [3])]
+    result._children[1].fail(TaskAborted("m1"))
     result._children[2].finish_value(1)
     assert str(watch.late()) == (
         "%px was to take 0.01 s; engine 1 had other work and never began it; engines 2-3 had not"
-        " finished and got SIGINT; engines 1,3 still at work: client.send_signal('SIGKILL',"
-        " targets=[1, 3]) would end them"
+        " finished and got SIGINT; engine 3 still at work: client.send_signal('SIGKILL',"
+        " targets=[3]) would end them"
     )
     assert CellTimeout("x")._render_traceback_() == ["TimeoutError: x"]
 
