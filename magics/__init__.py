@@ -9,6 +9,7 @@
     %pxconfig --noblock           # defaults for the rest of the session
     %autopx                       # every cell from now on runs on the engines
     %%pxlocal                     # a cell, on the engines and here
+    %pxwho                        # what is bound where
 
 ``view.activate("_even")`` defines a further set on that view: ``%px_even`` and so on.
 """

@@ -62,14 +62,13 @@ def view_card(view: View) -> str:
 
 def result_card(result: AsyncResult) -> str:
     """An AsyncResult: how far it is, on which engines, and what went wrong."""
-    children = result._children
-    seconds = f"{result.elapsed:.1f} s" if children else "0 s"
-    if result.done() and not result.cancelled():
-        seconds += f", {result.serial_time:.1f} s on engines"
-    facts = [
-        ("Done", f"{result.progress} of {len(result)}"),
-        ("Time", seconds),
-    ]
+    facts = [("Done", f"{result.progress} of {len(result)}")]
+    if not result.done():
+        facts.append(("Time", f"{result.elapsed:.1f} s"))
+    elif result._children and all(metadata["received"] for metadata in result._metadata):
+        # a request whose engine died, or that was given up, was never answered
+        seconds = f"{result.wall_time:.1f} s, {result.serial_time:.1f} s on engines"
+        facts.append(("Time", seconds))
     rows = []
     for child, target in result._targeted():
         engine = child.metadata["engine_id"]

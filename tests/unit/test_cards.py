@@ -11,7 +11,7 @@ from pxcompat import cards
 from pxcompat.asyncresult import AsyncResult
 from pxcompat.cards import client_card, result_card, view_card
 from pxcompat.client import Client
-from pxcompat.error import RemoteError
+from pxcompat.error import EngineDied, RemoteError
 from pxcompat.futures import MessageFuture
 from pxcompat.protocol import EngineInfo
 from pxcompat.view import DirectView
@@ -89,6 +89,21 @@ def test_a_result(client: Any) -> None:
     shown = text(result_card(result))
     assert "Done 2 of 3" in shown
     assert shown.endswith("0 finished 1 failed [1:apply] ValueError: a &lt; b 2 pending")
+    requests[2].fail(EngineDied("Engine 2 died"))  # which answers nothing, and has no times
+    shown = text(result_card(result))
+    assert shown.startswith("AsyncResult &lt;lambda&gt; failed Done 3 of 3 Engines")
+    assert shown.endswith("2 failed [Engine Exception] EngineError: Engine 2 died")
+
+
+def test_a_result_that_was_given_up(client: Any) -> None:
+    result = AsyncResult(client, children(1), fname="f")
+    client._abort = lambda msg_ids: []
+    result.cancel()
+    assert text(result_card(result)).startswith("AsyncResult f cancelled Done 0 of 1")
+
+
+def test_a_result_of_nothing(client: Any) -> None:
+    assert "Done 0 of 0" in text(result_card(AsyncResult(client, [])))
 
 
 def test_a_result_of_many_requests(client: Any) -> None:
