@@ -74,7 +74,7 @@ class View(HasTraits):
         self.set_flags(**flags)
 
     def __repr__(self) -> str:
-        targets = "all" if self.targets is None else str(self.targets)
+        targets = str(self.targets)
         if len(targets) > 16:
             targets = targets[:12] + "...]"
         return f"<{type(self).__name__} {targets}>"

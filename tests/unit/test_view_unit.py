@@ -53,7 +53,7 @@ def engines(client):
 def test_repr_and_len(client, view, one, balanced):
     assert repr(view) == "<DirectView [0, 1, 2]>"
     assert repr(one) == "<DirectView 1>"
-    assert repr(balanced) == "<LoadBalancedView all>"
+    assert repr(balanced) == "<LoadBalancedView None>"
     assert repr(DirectView(client, targets=list(range(20)))) == "<DirectView [0, 1, 2, 3,...]>"
     every = DirectView(client, targets="all")
     assert [len(v) for v in (view, one, balanced, every)] == [3, 1, 3, 3]
