@@ -29,7 +29,7 @@ class Terminal:
             ["-m", "IPython", *options, "--HistoryManager.enabled=False"],
             cwd=str(folder),
             env={**os.environ, **env},
-            dimensions=(50, 120),
+            dimensions=(50, 900),  # what is typed is echoed on one line
             encoding="utf-8",
             timeout=PATIENCE,
         )
