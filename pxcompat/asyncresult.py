@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -23,11 +22,12 @@ from typing import Any, Protocol, SupportsIndex
 from .cards import result_card
 from .children import ResultClient, error_of, known, merged, reply_error_of, value_of
 from .display import ExecuteReply
+from .engine.nested import help_until
 from .futures import MessageFuture
 from .mapping import RoundRobinMap
 from .progress import wait_with_bar
 from .requestinfo import RequestInfo
-from .waiting import Countdown, Items, SendTracker, seconds
+from .waiting import Countdown, Items, SendTracker, seconds, wait_for
 
 __all__ = ["AsyncHubResult", "AsyncMapResult", "AsyncResult", "ExecuteReply"]
 
@@ -175,10 +175,12 @@ class AsyncResult(RequestInfo):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The error, or None; as :meth:`concurrent.futures.Future.exception`."""
-        super().exception(timeout)
+        super().exception(help_until(self, timeout))
         return self._load()[1]
 
     def __await__(self) -> Generator[Any, None, Any]:
+        # on an engine the event loop stands still for it, and what it waits for goes on
+        help_until(self)
         return asyncio.wrap_future(self).__await__()
 
     # -- waiting -----------------------------------------------------------------
@@ -227,12 +229,11 @@ class AsyncResult(RequestInfo):
             One AsyncResult a request (see :meth:`split`), otherwise.
         """
         if return_when is not None:
-            return concurrent.futures.wait(
-                self.split(), timeout=seconds(timeout), return_when=return_when
-            )
+            return wait_for(self.split(), seconds(timeout), return_when)
         # not self.exception(), which unpickles
+        left = help_until(self, seconds(timeout))
         with suppress(FutureTimeoutError, CancelledError):
-            super().exception(seconds(timeout))
+            super().exception(left)
         return self.done()
 
     def get(

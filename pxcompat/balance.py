@@ -14,6 +14,7 @@ from typing import Any
 
 from .dependency import Dependency
 from .dispatch import Dispatcher
+from .engine.nested import on_an_engine
 from .error import (
     ImpossibleDependency,
     InvalidDependency,
@@ -42,6 +43,8 @@ class _Job:
     timer: threading.Timer | None = None
     avoid: set[str] = field(default_factory=set)
     last: Reply | None = None
+    #: the engine it was sent to, not by the backend's scheduler but from an engine
+    sent_to: str | None = None
     #: what it depends on: where that ended which succeeded, and which failed
     ok: dict[str, str | None] = field(default_factory=dict)
     failed: dict[str, str | None] = field(default_factory=dict)
@@ -139,7 +142,7 @@ class Balancer:
                     self._await(job)
                     waiting.append(future.msg_id)
         if ready:
-            self._dispatcher.backend.send_balanced(ready, targets)
+            self._place(ready, targets)
         self._look_at(waiting)
         return futures
 
@@ -215,10 +218,29 @@ class Balancer:
                 else:
                     fail.append((msg_id, verdict))
         for candidates, requests in place.items():
-            where = None if candidates is None else list(candidates)
-            self._dispatcher.backend.send_balanced(requests, where)
+            self._place(requests, None if candidates is None else list(candidates))
         for msg_id, why in fail:
             self._give_up(msg_id, why)
+
+    def _place(self, requests: Sequence[Request], candidates: list[str] | None) -> None:
+        """Send requests to whichever engine the backend's scheduler chooses.
+
+        From an engine they are sent straight to the engines, which run them also while they
+        wait for others of their kind; behind the backend's scheduler they could wait for ever.
+        """
+        dispatcher = self._dispatcher
+        if not on_an_engine():
+            dispatcher.backend.send_balanced(requests, candidates)
+            return
+        for request in requests:
+            with dispatcher.lock:
+                keys = [k for k in candidates or dispatcher.engines if k in dispatcher.engines]
+                chosen = min(keys, key=lambda k: len(dispatcher.by_engine.get(k, ())), default="")
+                dispatcher.started(request.msg_id, chosen)
+            with self._lock:
+                self._jobs[request.msg_id].sent_to = chosen
+            request.header["balanced"] = True
+            dispatcher.send(chosen, request)
 
     def _leave(self, job: _Job) -> None:
         """Have a job wait no longer."""
@@ -316,6 +338,7 @@ class Balancer:
             if again:
                 job.avoid.add(str(reply.engine))
                 job.last = reply
+                job.sent_to = None
                 if not unmet:
                     job.retries -= 1
                 self._await(job)
@@ -344,8 +367,9 @@ class Balancer:
         return waiting
 
     def knows(self, msg_id: str) -> bool:
-        """Whether a request is a balanced one that is not done."""
-        return msg_id in self._jobs
+        """Whether a request is a balanced one that is not done, and the backend's to find."""
+        job = self._jobs.get(msg_id)
+        return job is not None and job.sent_to is None
 
     def close(self) -> None:
         """Stop waiting for anything."""

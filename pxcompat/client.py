@@ -203,6 +203,7 @@ class Client(Work):
     def close(self, linger: Any = None) -> None:
         """Disconnect.  Engines go on; requests outstanding are not waited for.
 
+        Their results fail here, and can be fetched by another client, by their msg_ids.
         Idempotent.  ``linger`` is accepted and ignored.
         """
         if self._closed:
@@ -210,6 +211,9 @@ class Client(Work):
         self._closed = True
         self._finalizer.detach()
         _hang_up(self._backend, self._balancer)
+        for msg_id in self.outstanding:
+            why = f"the client was closed before task {msg_id!r} was done; get_result() of another"
+            self._dispatcher.fail(msg_id, EngineError(f"{why} client can fetch it"))
 
     def __enter__(self) -> Client:
         return self

@@ -24,6 +24,7 @@ from typing import Any
 from . import serialize
 from .bounded import BoundedDict, BoundedList
 from .display import ExecuteReply
+from .engine.nested import NESTED, on_an_engine
 from .error import EngineDied, TaskAborted, unwrap_exception
 from .futures import MessageFuture, Metadata
 from .protocol import Backend, EngineInfo, Frames, Handle, OutputEvent, Reply, Request
@@ -175,7 +176,10 @@ class Dispatcher:
     def header(self, future: MessageFuture, header: dict[str, Any] | None) -> dict[str, Any]:
         """The header of a request."""
         submitted = future.metadata["submitted"].timestamp()
-        return {"client": self.session, "submitted": submitted, **(header or {})}
+        own = {"client": self.session, "submitted": submitted}
+        if on_an_engine():
+            own[NESTED] = True
+        return {**own, **(header or {})}
 
     def apply(
         self,

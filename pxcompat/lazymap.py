@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from .asyncresult import AsyncResult
+from .engine import engine_of_thread
+from .engine.nested import help_until
 
 __all__ = ["LazyMap", "LazyMapIterator"]
 
@@ -56,6 +58,7 @@ class LazyMap:
         self._unread: deque[AsyncResult] = deque()
         self._failure: Exception | None = None
         self._ended = False
+        self._news: Future[None] | None = None
 
     def start(self) -> None:
         """Begin to feed."""
@@ -65,7 +68,7 @@ class LazyMap:
         """Read no more input.  What was submitted goes on."""
         with self._changed:
             self._ended = True
-            self._changed.notify_all()
+            self._notify()
         self._at_end(self)
 
     def finish(self) -> None:
@@ -83,6 +86,8 @@ class LazyMap:
         StopIteration
             When there will be no more.
         """
+        while (news := self._awaited_on_an_engine()) is not None:
+            help_until(news)
         with self._changed:
             self._changed.wait_for(lambda: self._unread or self._is_drained())
             if not self._unread:
@@ -97,6 +102,22 @@ class LazyMap:
             self._unread.appendleft(result)
             raise
         return result
+
+    def _awaited_on_an_engine(self) -> Future[None] | None:
+        """On an engine's thread: a future of anything to read; None where there is."""
+        if engine_of_thread() is None:
+            return None
+        with self._changed:
+            if self._unread or self._is_drained():
+                return None
+            self._news = Future()
+            return self._news
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        if self._news is not None:
+            self._news.set_result(None)
+            self._news = None
 
     def _is_drained(self) -> bool:
         return self._ended and (self._ordered or not self._running)
@@ -131,7 +152,7 @@ class LazyMap:
             self._running += 1
             if self._ordered:
                 self._unread.append(result)
-                self._changed.notify_all()
+                self._notify()
         result.add_done_callback(self._finished)
         return True
 
@@ -141,7 +162,7 @@ class LazyMap:
             if not self._ordered:
                 assert isinstance(result, AsyncResult)
                 self._unread.append(result)
-            self._changed.notify_all()
+            self._notify()
 
 
 class LazyMapIterator(Iterator[Any]):

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .display import show_outputs
+from .engine.nested import help_until
 from .futures import MessageFuture, Metadata
 from .streaming import OutputStreamer
 from .waiting import seconds
@@ -137,7 +138,8 @@ class RequestInfo(Future[Any]):
 
         Returns whether it has, within ``timeout`` seconds; None or negative: no limit.
         """
-        return self._output_event.wait(seconds(timeout))
+        left = help_until(self, seconds(timeout))
+        return self._output_event.wait(left)
 
     def stream_output(self, *, errors: bool = True) -> AbstractContextManager[None]:
         """Context manager during which output is shown as it arrives, what has arrived first.

@@ -3,20 +3,65 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, wait as futures_wait
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import (
+    ALL_COMPLETED,
+    FIRST_COMPLETED,
+    Future,
+    InvalidStateError,
+    wait as futures_wait,
+)
+from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from .engine import engine_of_thread
+from .engine.nested import help_until
 from .futures import MessageFuture
 
-__all__ = ["Countdown", "Items", "SendTracker", "seconds"]
+__all__ = ["Countdown", "Items", "SendTracker", "seconds", "wait_for"]
 
 
 def seconds(timeout: float | None) -> float | None:
     """A timeout as the standard library takes it: ipyparallel's -1 is None, for ever."""
     return None if timeout is None or timeout < 0 else timeout
+
+
+def wait_for(
+    futures: Collection[Future[Any]], timeout: float | None, return_when: str = ALL_COMPLETED
+) -> Any:
+    """:func:`concurrent.futures.wait`; an engine's thread does what it can for it meanwhile."""
+    if engine_of_thread() is None:
+        return futures_wait(futures, timeout, return_when)
+    if return_when == ALL_COMPLETED:
+        for future in futures:
+            timeout = help_until(future, timeout)
+        return futures_wait(futures, timeout)
+    deadline = float("inf") if timeout is None else time.monotonic() + timeout
+    while True:
+        found = futures_wait(futures, 0)
+        left = deadline - time.monotonic()
+        if (
+            not found.not_done
+            or left <= 0
+            or any(
+                return_when == FIRST_COMPLETED or future.cancelled() or future.exception()
+                for future in found.done
+            )
+        ):
+            return found
+        changed: Future[None] = Future()
+        for future in found.not_done:
+            future.add_done_callback(partial(_set, changed))
+        help_until(changed, None if timeout is None else left)
+
+
+def _set(event: Future[None], _: object) -> None:
+    with suppress(InvalidStateError):
+        event.set_result(None)
 
 
 class Countdown:
@@ -85,7 +130,8 @@ class Items(Iterator[Any]):
         *,
         ordered: bool = True,
     ) -> None:
-        self._pending = deque(children)
+        self._children = tuple(children)
+        self._pending = deque(self._children)
         self._opened = opened
         self._items: Iterator[Any] = iter(())
         self._finished: SimpleQueue[MessageFuture] | None = None
@@ -104,8 +150,10 @@ class Items(Iterator[Any]):
         if not self._pending:
             raise StopIteration
         if self._finished is not None:
+            if self._finished.empty() and engine_of_thread() is not None:
+                wait_for([c for c in self._children if not c.done()], None, FIRST_COMPLETED)
             child = self._finished.get()
             self._pending.pop()  # counts only
             return child
-        futures_wait([self._pending[0]])
+        wait_for([self._pending[0]], None)
         return self._pending.popleft()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from concurrent.futures import Future, wait as wait_for_all
+from concurrent.futures import Future
 from typing import Any
 
 from . import serialize
@@ -17,6 +17,7 @@ from .error import EngineError, collect_exceptions
 from .futures import MessageFuture, Metadata
 from .hub import Hub
 from .protocol import Request
+from .waiting import wait_for
 
 __all__ = ["FuturesByID", "Work"]
 
@@ -96,7 +97,7 @@ class Work(Engines):
                 if future is not None:
                     futures.add(future)
         left = None if timeout is None or timeout < 0 else timeout
-        return not wait_for_all(futures, left).not_done
+        return not wait_for(futures, left).not_done
 
     def wait_interactive(
         self, jobs: Jobs = None, interval: float = 1.0, timeout: float = -1.0

@@ -339,6 +339,12 @@ class EnginePlugin(WorkerPlugin):
         self._thread = threading.Thread(target=main, name="pxcompat-engine", daemon=True)
         self._thread.start()
         engine = await asyncio.wrap_future(ready)
+        engine.home = {
+            "backend": "dask",
+            "address": worker.scheduler.address,
+            "adopt": True,
+            "security_object": worker.security,
+        }
         worker.executors["pxcompat"] = EngineThreadPoolExecutor(engine)
         self._service = Service(worker, engine)
         # the scheduler answers the registration only after it has the worker

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from traitlets.log import get_logger
 
 from .. import backends
+from ..engine.nested import home
 from ..error import BackendError, ConnectionFileError
 from ..protocol import Backend, LaunchSpec
 from . import connection as connections, embedded, profiles
@@ -77,8 +78,9 @@ def acquire(
     """Find or start the cluster that a client is to use.
 
     The first that applies: what ``connection_info`` or ``cluster`` says; the address that is
-    set (``PXCOMPAT_ADDRESS``); the running cluster of the profile; an embedded cluster, shared
-    by the clients of this process.
+    set (``PXCOMPAT_ADDRESS``); where nothing is said and this is an engine, the engine's own
+    cluster; the running cluster of the profile; an embedded cluster, shared by the clients of
+    this process.
 
     Parameters
     ----------
@@ -126,6 +128,10 @@ def acquire(
         connection_info = cluster.connection.to_dict()
     if connection_info is None and settings.address:
         connection_info = settings.address
+    anything = profile or profile_dir or ipython_dir or cluster_id or chosen or n
+    if connection_info is None and not anything and (own_cluster := home()):
+        # code on an engine means the engine's own cluster
+        return lease(backends.get(own_cluster["backend"]).connect(own_cluster))
     if connection_info is not None:
         connection = _described(connection_info)
         if connection is None:

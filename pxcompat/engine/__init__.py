@@ -33,6 +33,16 @@ def set_current(engine: Engine | None, *, process: bool) -> None:
         _of_process = engine
 
 
+def engine_of_thread() -> Engine | None:
+    """The engine whose requests run on this thread."""
+    return _current.engine
+
+
+def engine_of_process() -> Engine | None:
+    """The engine that this process exists for."""
+    return _of_process
+
+
 def current() -> Engine:
     """The engine that runs this code.
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -94,6 +94,8 @@ class Engine:
         self.own_process = own_process
         self.shell: EngineShell = make_shell(is_main=own_process)
         self._queue: queue.SimpleQueue[_Task | Callable[[], None] | None] = queue.SimpleQueue()
+        #: what came while nested requests alone could run (see ``nested``), first in turn now
+        self._deferred: deque[_Task | Callable[[], None] | None] = deque()
         self._lock = threading.Lock()
         self._tasks: dict[str, _Task] = {}
         self._records = Records(max_records, max_bytes)
@@ -109,6 +111,8 @@ class Engine:
         self._drain: list[Callable[[], None]] = []
         #: the backend's own object for this engine, for users who ask for it
         self.native: Any = None
+        #: how a client on this engine connects to the engine's own cluster
+        self.home: dict[str, Any] | None = None
 
     # -- requests --------------------------------------------------------------
 
@@ -181,11 +185,14 @@ class Engine:
     def run(self) -> None:
         """Run what is queued until :meth:`stop`; on the main thread if ``own_process``."""
         with self.active():
-            while (item := self._queue.get()) is not None:
+            while (item := self._next()) is not None:
                 if isinstance(item, _Task):
                     self._run(item)
                 else:
                     self._call(item)
+
+    def _next(self) -> _Task | Callable[[], None] | None:
+        return self._deferred.popleft() if self._deferred else self._queue.get()
 
     @contextmanager
     def active(self) -> Iterator[None]:

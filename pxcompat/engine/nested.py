@@ -1,0 +1,84 @@
+"""Requests that come from engines: clients that user code opens on an engine.
+
+Such a client may address its own engine, which is busy running that very code, and engines may
+wait for one another in a ring.  So a client's requests are marked *nested* where it lives on
+an engine, and while an engine's thread waits for results (:func:`help_until`), it runs the
+nested requests that arrive for it, in order.  All others wait, as ever, until what runs
+has ended.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from . import engine_of_process, engine_of_thread
+
+if TYPE_CHECKING:
+    from .runtime import Engine
+
+__all__ = ["NESTED", "help_until", "home", "on_an_engine"]
+
+#: the mark in a request's header
+NESTED = "nested"
+
+
+def on_an_engine() -> bool:
+    """Whether this thread, or this process, is an engine's."""
+    return engine_of_thread() is not None or engine_of_process() is not None
+
+
+def home() -> dict[str, Any] | None:
+    """The connection of the cluster that this thread's or process's engine belongs to."""
+    engine = engine_of_thread() or engine_of_process()
+    return None if engine is None else engine.home
+
+
+def help_until(done: Future[Any], timeout: float | None = None) -> float | None:
+    """Run nested requests on this thread, an engine's, until the future is done.
+
+    Returns how much of ``timeout`` (seconds, or None for no limit) is left: all of it, at once,
+    on any other thread, whose caller has to wait as usual.
+    """
+    engine = engine_of_thread()
+    if engine is None or done.done():
+        return timeout
+    done.add_done_callback(lambda _: engine.call(_awake))
+    deadline = None if timeout is None else time.monotonic() + timeout
+    left = timeout
+    while not done.done():
+        if deadline is not None:
+            left = max(0.0, deadline - time.monotonic())
+        try:
+            item = engine._queue.get(timeout=left)
+        except queue.Empty:
+            return 0.0
+        if item is _awake:
+            continue
+        request = getattr(item, "request", None)
+        if request is not None and request.header.get(NESTED):
+            _run_within(engine, item)
+        else:
+            engine._deferred.append(item)
+    return left
+
+
+def _awake() -> None:
+    """What is queued to wake a thread that waits."""
+
+
+def _run_within(engine: Engine, task: Any) -> None:
+    """Run a request while another one is running, which has everything back afterwards."""
+    running, output = engine._running, engine.shell.output
+    for drain in engine._drain:
+        drain()  # what was printed until now is the other one's
+    try:
+        engine._run(task)
+    finally:
+        engine._running, engine.shell.output = running, output
+        engine._interruptible = True
+        if engine.own_process:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
