@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal as signals
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,11 @@ class Engines:
             for key, info in self._dispatcher.engines.items():
                 engines[info.id] = key
         return engines
+
+    def _engines_by_host(self) -> Counter[str]:
+        """How many engines each machine has."""
+        with self._dispatcher.lock:
+            return Counter(info.host for info in self._dispatcher.engines.values())
 
     @property
     def _outstanding_dict(self) -> Mapping[str, set[str]]:
