@@ -85,6 +85,9 @@ class TestFutures:
         queued = view.apply_async(lambda: open(path, "w").close())
         assert queued.cancel() and queued.cancelled() and queued.done()
         assert list(as_completed([queued])) == [queued]
+        # it does not wait for the engine to know
+        wait_until(lambda: rc.result_status(queued.msg_ids)["completed"])
+        wait_until(lambda: not rc.queue_status(targets=rc.ids[0], verbose=True)["queue"][1:])
         (tmp_path / "go").touch()
         view.apply_async(int).get(PATIENCE)
         assert not (tmp_path / "ran").exists()
