@@ -8,10 +8,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import IO, Any
+
+import psutil
 
 from pxcompat.error import BackendError
 from pxcompat.protocol import LaunchSpec
@@ -47,7 +51,16 @@ class LaunchedCluster:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return None
+        if self._process.returncode:
+            self._sweep()
         return self._why()
+
+    def _sweep(self) -> None:
+        """End what a controller that did not end well has left: whatever is in its session."""
+        for pid in psutil.pids():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getsid(pid) == self._process.pid:
+                    os.kill(pid, signal.SIGKILL)
 
     def _why(self) -> str:
         if self._stopped and not self._process.returncode:
@@ -67,7 +80,8 @@ class LaunchedCluster:
             if self._process.stdout:
                 self._process.stdout.close()
             if self._process.returncode:
-                log.warning("%s\n%s", self._why(), _tail(self._log))
+                self._sweep()
+                log.debug("%s\n%s", self._why(), _tail(self._log))
             self._log.close()
             # a controller that was killed could not
             remove(self.info["folder"])
