@@ -126,14 +126,17 @@ class View(HasTraits):
             for name, value in saved.items():
                 setattr(self, name, value)
 
-    def _request_info(self, name: str, label: Any) -> dict[str, Any]:
-        """What to call a request in a dashboard, and the user's own label for its metadata."""
+    def _request_info(self, name: str, label: Any, copy: bool | None = True) -> dict[str, Any]:
+        """What to call a request in a dashboard, the user's own label for its metadata, and
+        whether arrays are to be copied (None: as configured)."""
         label = self.label if label is None else label
         header: dict[str, Any] = {}
         if label is not None:
             header["label"] = label
         if self.track:
             header["track"] = True
+        if not (self.client._copy if copy is None else copy):
+            header["copy"] = False
         return {"label": _short(name if label is None else str(label)), "header": header}
 
     # -- what is outstanding -----------------------------------------------------

@@ -153,6 +153,8 @@ class Client(Work):
             **options,
         )
         self._lease = lease
+        #: whether arrays that are pushed are copied, where nothing is said
+        self._copy = lease.copy
         self.profile = lease.profile
         self.cluster_id = lease.cluster_id
         self._backend = self._dispatcher.backend = lease.backend

@@ -27,7 +27,7 @@ from .display import ExecuteReply
 from .engine.nested import NESTED, on_an_engine
 from .error import EngineDied, TaskAborted, unwrap_exception
 from .futures import MessageFuture, Metadata
-from .protocol import Backend, EngineInfo, Frames, Handle, OutputEvent, Reply, Request
+from .protocol import Backend, EngineInfo, Frames, Handle, LargeResult, OutputEvent, Reply, Request
 
 __all__ = ["Dispatcher", "Results"]
 
@@ -431,7 +431,7 @@ class Dispatcher:
         _complete(future.output)
 
 
-def _load(result: Frames | Handle) -> Any:
+def _load(result: Frames | LargeResult) -> Any:
     """The value of a result, brought here if it is elsewhere."""
     return serialize.loads(result if isinstance(result, list) else result.fetch())
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError, Future, wait as wait_for_all
 from typing import Any, TypeVar
 
-from .protocol import Frames, Handle, OutputEvent
+from .protocol import Frames, Handle, LargeResult, OutputEvent
 
 __all__ = [
     "MessageFuture",
@@ -188,8 +188,8 @@ class MessageFuture(Future[Any]):
         self.items_done = 0
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
-        self._pickled: Frames | Handle | None = None
-        self._decode: Callable[[Frames | Handle], Any] | None = None
+        self._pickled: Frames | LargeResult | None = None
+        self._decode: Callable[[Frames | LargeResult], Any] | None = None
         self._value: Any = None
         self._failure: BaseException | None = None
 
@@ -268,7 +268,7 @@ class MessageFuture(Future[Any]):
             for listener in listeners:
                 listener(event)
 
-    def finish(self, pickled: Frames | Handle, decode: Callable[[Frames | Handle], Any]) -> None:
+    def finish(self, pickled: Frames | LargeResult, decode: Callable[[Frames | LargeResult], Any]) -> None:
         """End well, with a result that ``decode`` unpickles when it is asked for."""
         with self._lock:
             self._pickled, self._decode = pickled, decode

@@ -34,6 +34,7 @@ __all__ = [
     "EventSink",
     "Frames",
     "Handle",
+    "LargeResult",
     "LaunchSpec",
     "Launched",
     "OutputEvent",
@@ -48,11 +49,16 @@ Frames = list[bytes | bytearray | memoryview]
 
 @runtime_checkable
 class Handle(Protocol):
-    """Frames that a backend holds inside the cluster: made by :meth:`Backend.put`, or a large
-    result that stays where it was made until it is asked for.
+    """Frames that a backend holds inside the cluster, made by :meth:`Backend.put`.
 
     The value is dropped when the last reference to the handle goes.
     """
+
+    nbytes: int
+
+
+class LargeResult(Protocol):
+    """A result that stays in the cluster until it is asked for, or nobody refers to it."""
 
     nbytes: int
 
@@ -83,8 +89,7 @@ class Request:
     content
         ``execute`` only: ``code`` (str), ``silent`` (bool), ``store_history`` (bool).
         ``apply`` only: ``map`` (bool), True when ``function`` is to be mapped over
-        the sequences in ``arguments`` and the list of results returned; ``copy`` (bool),
-        False when arrays in ``arguments`` may be read-only views of where they arrive.
+        the sequences in ``arguments`` and the list of results returned.
     function, arguments
         ``apply`` only: the pickled callable, and the pickled ``(args, kwargs)``.
         Pickled apart, so that one function serves a whole map or fan-out.
@@ -92,6 +97,7 @@ class Request:
         Small and plain (msgpack-able), kept in the engine's record of the request:
         ``client`` (session id), ``submitted`` (POSIX seconds), and whatever
         the facade wants back from the record (``after``, ``follow``, ``retries`` ...).
+        ``copy`` False: buffers in ``arguments`` may be read-only, and shared.
     """
 
     msg_id: str
@@ -143,7 +149,7 @@ class Reply:
     started, completed
         POSIX seconds on the engine's clock; None when it did not run.
     result
-        ``apply``, ok: the pickled return value, or a handle of it.
+        ``apply``, ok: the pickled return value, or what fetches it.
     content
         ``execute``, ok: ``execution_count`` and ``execute_result`` (or None).
         ``error``: ``ename``, ``evalue``, ``traceback`` (list of str), ``engine_info``.
@@ -156,7 +162,7 @@ class Reply:
     engine: str | None = None
     started: float | None = None
     completed: float | None = None
-    result: Frames | Handle | None = None
+    result: Frames | LargeResult | None = None
     content: dict[str, Any] = field(default_factory=dict)
     outputs: int = 0
 
@@ -370,6 +376,9 @@ class Provider(Protocol):
     def connect(self, info: Mapping[str, Any]) -> Backend:
         """A backend, not yet open, for the cluster that ``info`` describes."""
 
-    def adopt(self, target: Any, **options: Any) -> Backend | None:
+    def adopt(self, target: Any, *, n: int | None = None, **options: Any) -> Backend | None:
         """A backend for a cluster that somebody else runs: an address or the engine's own
-        client or cluster object.  None when ``target`` is none of this backend's."""
+        client or cluster object; with None whatever this process is connected to already.
+
+        ``n`` engines are started there (None: one for each CPU) by a backend that does not find
+        them.  None when ``target`` is none of this backend's."""

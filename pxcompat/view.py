@@ -78,6 +78,7 @@ class DirectView(View):
         title: str,
         targets: Any = None,
         label: Any = None,
+        copy: bool | None = True,
     ) -> AsyncResult:
         """Call a function on each engine.  ``name`` is the result's, ``title`` the dashboard's."""
         keys, ids = self._engines(targets)
@@ -85,7 +86,7 @@ class DirectView(View):
             keys,
             serialize.dumps(f, name=name),
             serialize.dumps((tuple(args), dict(kwargs)), name=f"the arguments of {name}"),
-            **self._request_info(title, label),
+            **self._request_info(title, label, copy),
         )
         return self._result(futures, name, ids, targets)
 
@@ -293,6 +294,7 @@ class DirectView(View):
         targets: Any = None,
         block: bool | None = None,
         track: bool | None = None,
+        copy: bool | None = None,
     ) -> Any:
         """Bind values in the engines' namespaces.
 
@@ -304,6 +306,10 @@ class DirectView(View):
             Default ``self.targets``, ``self.block``.
         track : bool, optional
             No effect; see :attr:`track`.
+        copy : bool, optional
+            Whether large arrays are the engine's own, and writable.  False: they are
+            read-only, and take no memory a second time where the backend has a store that
+            processes share (Ray).  Default: the setting ``c.PxCompat.copy``, which is True.
 
         Raises
         ------
@@ -314,7 +320,9 @@ class DirectView(View):
             raise TypeError(f"Must be a dict, not {type(ns)}")
         _check_names(ns)
         title = f"push:{','.join(ns)}"
-        result = self._call(calls.push, (), ns, name="_push", title=title, targets=targets)
+        result = self._call(
+            calls.push, (), ns, name="_push", title=title, targets=targets, copy=copy
+        )
         return self._finished(result, block)
 
     def update(self, ns: dict[str, Any]) -> Any:
@@ -367,6 +375,7 @@ class DirectView(View):
         targets: Any = None,
         block: bool | None = None,
         track: bool | None = None,
+        copy: bool | None = None,
     ) -> AsyncResult | None:
         """Bind a part of a sequence on each engine.
 
@@ -384,6 +393,8 @@ class DirectView(View):
             Default ``self.targets``, ``self.block``.
         track : bool, optional
             No effect; see :attr:`track`.
+        copy : bool, optional
+            As for :meth:`push`.
 
         Returns
         -------
@@ -394,7 +405,7 @@ class DirectView(View):
         partition = dists[dist]().getPartition
         whole = as_sequence(seq)
         function = serialize.dumps(calls.push)
-        info = self._request_info(f"scatter:{key}", None)
+        info = self._request_info(f"scatter:{key}", None, copy)
         futures = []
         for index, engine in enumerate(keys):
             part = partition(whole, index, len(keys))

@@ -40,7 +40,9 @@ class DaskProvider:
 
         return DaskBackend(info)
 
-    def adopt(self, target: Any, **options: Any) -> Backend | None:
+    def adopt(self, target: Any, *, n: int | None = None, **options: Any) -> Backend | None:
+        if target is None:
+            return None  # a Dask client is often one of many in a process: it has to be given
         if isinstance(target, str):
             if not target.startswith(
                 ("tcp://", "tls://", "ucx://", "ws://", "wss://", "inproc://")

@@ -161,11 +161,14 @@ def _process_kept() -> Iterator[None]:
 
 
 def ambient() -> str | None:
-    """The address of the cluster that this process is connected to, if it is."""
+    """The address of the Ray cluster that the user has connected this process to."""
     ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return None
-    return _connected_to(ray)
+    with _lock:
+        if ray is None or not ray.is_initialized():
+            return None
+        if _current is not None and _current.alive:
+            return None if _current.own else _current.address
+        return _connected_to(ray)
 
 
 def _connected_to(ray: Any) -> str:

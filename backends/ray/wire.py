@@ -93,7 +93,7 @@ def unpack_request(head: tuple[Any, ...], function: Any = None, arguments: Any =
         label,
         content,
         unpack_frames(function),
-        unpack_frames(arguments, copy=content.get("copy", True)),
+        unpack_frames(arguments, copy=header.get("copy", True)),
         header,
     )
 

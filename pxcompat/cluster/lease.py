@@ -18,7 +18,7 @@ from ..error import BackendError, ConnectionFileError
 from ..protocol import Backend, LaunchSpec
 from . import connection as connections, embedded, profiles
 from .connection import Connection
-from .settings import PxCompat
+from .settings import PxCompat, backend_options, load_config
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -49,6 +49,8 @@ class Lease:
         Seconds that ``backend.open`` may take.
     progress : bool
         Whether progress bars are wanted.
+    copy : bool
+        Whether arrays that are pushed are copied where nothing is said.
     """
 
     backend: Backend
@@ -60,6 +62,7 @@ class Lease:
     embedded: bool = False
     timeout: float = 5
     progress: bool = True
+    copy: bool = True
 
 
 def acquire(
@@ -108,8 +111,9 @@ def acquire(
         On a bad setting.
     """
     found = profiles.find(profile, profile_dir=profile_dir, ipython_dir=ipython_dir)
+    config = load_config(found)
     settings = PxCompat.resolve(
-        found, backend=backend, n=n, timeout=timeout, cluster_id=cluster_id or None
+        found, config=config, backend=backend, n=n, timeout=timeout, cluster_id=cluster_id or None
     )
     # only a backend that somebody chose rules others out
     chosen = backend or os.environ.get("PXCOMPAT_BACKEND") or None
@@ -121,6 +125,7 @@ def acquire(
             cluster_id=connection.cluster_id if connection else settings.cluster_id,
             timeout=settings.timeout,
             progress=settings.progress,
+            copy=settings.copy,
             **more,
         )
 
@@ -135,7 +140,9 @@ def acquire(
     if connection_info is not None:
         connection = _described(connection_info)
         if connection is None:
-            return lease(_adopt(connection_info, chosen, options))
+            names = [chosen] if chosen else backends.names()
+            given = {name: {**backend_options(config, name), **options} for name in names}
+            return lease(_adopt(connection_info, n or settings.n, given))
         return lease(_connect(connection), connection)
 
     running = connections.running(found.connection_file(settings.cluster_id))
@@ -154,6 +161,13 @@ def acquire(
             f"No cluster {settings.cluster_id!r} of profile {found.name!r} is running. `pxcluster"
             f" start --profile={found.name} --cluster-id={settings.cluster_id}` starts one."
         )
+    if own is None:
+        # one that this process is connected to already, by the backend's own means
+        ambient = backends.get(settings.backend).adopt(
+            None, n=n or settings.n, **{**settings.options, **options}
+        )
+        if ambient is not None:
+            return lease(ambient)
     if running is not None:
         get_logger().warning(
             "Starting an embedded %s cluster: the cluster that runs for profile %r is on %s.",
@@ -203,14 +217,14 @@ def _connect(connection: Connection) -> Backend:
     return backends.get(connection.backend).connect(connection.info)
 
 
-def _adopt(target: Any, chosen: str | None, options: dict[str, Any]) -> Backend:
-    """Ask the backends in turn whose address or object this is."""
+def _adopt(target: Any, n: int | None, given: Mapping[str, dict[str, Any]]) -> Backend:
+    """Ask the backends in turn, each with its options, whose address or object this is."""
     refusals = []
-    for name in [chosen] if chosen else backends.names():
+    for name, options in given.items():
         try:
-            backend = backends.get(name).adopt(target, **options)
+            backend = backends.get(name).adopt(target, n=n, **options)
         except BackendError as exc:
-            if chosen:
+            if len(given) == 1:
                 raise
             refusals.append(str(exc))
         else:
@@ -220,5 +234,6 @@ def _adopt(target: Any, chosen: str | None, options: dict[str, Any]) -> Backend:
     shown = repr(target) if isinstance(target, str) else f"a {type(target).__qualname__} object"
     raise BackendError(
         f"No backend can connect to {shown}: {'; '.join(refusals)}. Give an address as"
-        " 'tcp://host:port', the path of a connection file, or a Dask or Ray client or cluster."
+        " 'tcp://host:port' (Dask) or 'ray://host:port' (Ray), the path of a connection file, or"
+        " a Dask or Ray client or cluster."
     )

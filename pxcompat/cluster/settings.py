@@ -71,6 +71,12 @@ class PxCompat(Configurable):
         min=0,
         help="Seconds that starting a cluster may take. Variable: PXCOMPAT_START_TIMEOUT.",
     ).tag(config=True)
+    copy = Bool(
+        True,
+        help="""Whether arrays that are pushed and scattered are the engines' own, and writable;
+        False: read-only, and shared by the engines of a host where the backend can.
+        Variable: PXCOMPAT_COPY.""",
+    ).tag(config=True)
     noninteractive = Bool(
         False, help="Show no progress bars. Variable: PXCOMPAT_NONINTERACTIVE."
     ).tag(config=True)

@@ -340,7 +340,7 @@ class Engine:
         # the frames of a handle were filled in by the backend before it submitted
         function = serialize.loads(request.function, scope)  # type: ignore[arg-type]
         arguments: Any = request.arguments
-        if not request.content.get("copy", True):
+        if not request.header.get("copy", True):
             # the same on every backend: not written to, whether it is shared there or not
             arguments = [memoryview(frame).toreadonly() for frame in arguments]
         args, kwargs = serialize.loads(arguments, scope)

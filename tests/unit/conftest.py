@@ -24,6 +24,7 @@ class FakeClient:
 
     def __init__(self, n: int) -> None:
         self.block = False
+        self._copy = True
         self.history: list[str] = []
         self.results: dict[str, Any] = {}
         self.metadata: dict[str, Metadata] = {}

@@ -339,22 +339,22 @@ class TestFinding:
         assert acquire(cluster=cluster).backend.info["address"] == "fake://0"
 
     def test_by_address(self, provider: FakeProvider, cluster: Cluster) -> None:
-        lease = acquire("fake://0", security="S")
-        assert provider.adopted == [("fake://0", {"security": "S"})]
+        lease = acquire("fake://0", n=3, security="S")
+        assert provider.adopted == [("fake://0", {"n": 3, "security": "S"})]
         assert not lease.embedded
         assert lease.expected == 0
 
     def test_by_native_object(self, provider: FakeProvider, cluster: Cluster) -> None:
         native = SimpleNamespace(cluster=provider.launched[0])
         acquire(native)
-        assert provider.adopted == [(native, {})]
+        assert provider.adopted == [(native, {"n": None})]
 
     def test_by_variable(
         self, provider: FakeProvider, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PXCOMPAT_ADDRESS", "fake://0")
         acquire()
-        assert provider.adopted == [("fake://0", {})]
+        assert provider.adopted == [("fake://0", {"n": None})]
         monkeypatch.setenv("PXCOMPAT_ADDRESS", cluster.cluster_file)
         assert acquire().profile == "p"
 
