@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskError
 
 from pxcompat.error import BackendError, ConnectError, EngineError
 from pxcompat.protocol import (
@@ -32,7 +32,7 @@ from pxcompat.protocol import (
 
 from . import registry, session
 from .balanced import Placer
-from .controller import registry_order
+from .controller import PATIENCE, registry_order
 from .wire import (
     StoredFrames,
     pack_frames,
@@ -107,6 +107,7 @@ class RayBackend:
         self._registry: Any = None
         self._lock = threading.Lock()
         self._engines: dict[str, _Engine] = {}
+        self._met = threading.Condition()
         self._outputs: dict[str, _Output] = {}
         self._questions: dict[int, tuple[Future[Any], str]] = {}
         self._call_ids = itertools.count()
@@ -130,67 +131,88 @@ class RayBackend:
         self.sink = sink
         self._session = session.join(self._info, timeout)
         try:
-            self._registry = self._find_registry(timeout)
-            known = self._get(
-                self._registry.hello.remote(sink.session), timeout, "asking the registry"
-            )
+            with self._session.use():
+                known = self._greet(time.monotonic() + timeout)
+                expected = sum(message[0] == "up" for message in known)
+                if self.adopted:
+                    expected = self._populate(expected)
         except BaseException:
             self.close()
             raise
         self._thread.start()
         self._announcer.start()
-        met = threading.Event()
         self._events.put(lambda: self._hear(known))
-        self._events.put(met.set)
-        met.wait(timeout)
         self._listen()
+        with self._met:
+            self._met.wait_for(lambda: len(self._engines) >= expected, timeout)
 
-    def _find_registry(self, timeout: float) -> Any:
-        deadline = time.monotonic() + timeout
+    def _greet(self, deadline: float) -> list[tuple[Any, ...]]:
+        """Find the cluster's registry, or start one on a Ray that somebody else runs; what
+        it says first."""
         while True:
             try:
-                return ray.get_actor(registry.NAME, namespace=self._namespace)
+                self._registry = ray.get_actor(registry.NAME, namespace=self._namespace)
             except ValueError:
                 if self.adopted:
-                    return self._create_registry()
-                if time.monotonic() > deadline:
-                    raise ConnectError(
-                        f"the Ray cluster at {self._info['address']} has no engines of pxcompat "
-                        f"in its namespace {self._namespace!r} (stage: finding the registry): its "
-                        "cluster was stopped"
-                    ) from None
-                time.sleep(0.05)  # a name may take a moment to be known everywhere
+                    self._create_registry()
+            timeout = max(0.1, deadline - time.monotonic())
+            try:
+                if self._registry is not None:
+                    hello = self._registry.hello.remote(self.sink.session)
+                    return list(ray.get(hello, timeout=timeout))
+            except ActorDiedError:
+                self._registry = None  # one that was just stopped
+            except (GetTimeoutError, RayError) as error:
+                raise self._no_answer("asking the registry", timeout, error) from error
+            if time.monotonic() > deadline:
+                raise ConnectError(
+                    f"the Ray cluster at {self._info['address']} has no engines of pxcompat in "
+                    f"its namespace {self._namespace!r} (stage: finding the registry): its "
+                    "cluster was stopped"
+                )
+            time.sleep(0.05)  # a name may take a moment to be known everywhere, or forgotten
 
-    def _create_registry(self) -> Any:
-        """Start engines on a Ray that somebody else runs."""
+    def _create_registry(self) -> None:
         adopt = self._info["adopt"]
+        assert self._session is not None
+        self._session.keep()  # the registry and its engines go with the connection
         order = registry_order(
             adopt["options"], adopt["setup"], self._namespace, logs="", own=False
         )
-        assert self._session is not None
-        self._session.keep()  # the engines go with the connection
-        made = registry.create(order, detached=False)
-        n = adopt["n"] or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        patience = order["patience"]
-        keys = self._get(made.start_engines.remote(n), patience, "starting the registry")
-        failures = self._get(made.await_engines.remote(keys), patience + 30, "starting engines")
+        self._registry = registry.create(order, detached=False)
+
+    def _populate(self, there: int) -> int:
+        """Start the engines that are missing on a Ray that somebody else runs; how many there
+        are then."""
+        wanted = self._info["adopt"]["n"]
+        if wanted is None:
+            wanted = there or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        if wanted <= there:
+            return there
+        patience = self._info["adopt"]["options"].get("patience", PATIENCE)
+        timeout = patience + LAST_WORDS
+        try:
+            starting = self._registry.start_engines.remote(wanted - there)
+            keys = ray.get(starting, timeout=timeout)
+            failures = ray.get(self._registry.await_engines.remote(keys), timeout=2 * timeout)
+        except (GetTimeoutError, RayError) as error:
+            raise self._no_answer("starting engines", timeout, error) from error
         if failures:
-            self._get(made.stop.remote(), patience, "giving up")
-            ray.kill(made)
+            # all or nothing: what did start would keep what others need
+            self._registry.stop_engines.remote(keys, True)
+            if not there:
+                ray.kill(self._registry)
             raise BackendError(
-                f"{len(failures)} of {n} engines did not start on the Ray cluster at "
+                f"{len(failures)} of {len(keys)} engines did not start on the Ray cluster at "
                 f"{self._info['address']}: {failures[0]}"
             )
-        return made
+        return int(wanted)
 
-    def _get(self, ref: Any, timeout: float, stage: str) -> Any:
-        try:
-            return ray.get(ref, timeout=timeout)
-        except (GetTimeoutError, RayError) as error:
-            raise ConnectError(
-                f"the Ray cluster at {self._info['address']} does not answer (stage: {stage}; "
-                f"waited {timeout:g} s at most): {type(error).__name__}: {error}"
-            ) from error
+    def _no_answer(self, stage: str, timeout: float, error: BaseException) -> ConnectError:
+        return ConnectError(
+            f"the Ray cluster at {self._info['address']} does not answer (stage: {stage}; "
+            f"waited {timeout:g} s at most): {type(error).__name__}: {error}"
+        )
 
     # -- what arrives ------------------------------------------------------------------
 
@@ -253,6 +275,8 @@ class RayBackend:
         with self._lock:
             self._engines[engine.info.key] = engine
         self.sink.engine_up(engine.info)
+        with self._met:
+            self._met.notify_all()
         self._placer.place()
 
     def _down(self, key: str, reason: str) -> None:
@@ -516,7 +540,15 @@ class RayBackend:
         return self.control(None, "stop_engines", {"keys": list(keys), "force": force})
 
     def stop_cluster(self) -> Future[None]:
-        return self.control(None, "stop", {})
+        stopped = self.control(None, "stop", {})
+        if self.adopted:
+            # the registry goes, too; nobody holds this cluster who would see to it
+            stopped.add_done_callback(lambda _: self._kill_registry())
+        return stopped
+
+    def _kill_registry(self) -> None:
+        with contextlib.suppress(EngineError), self._connected():
+            ray.kill(self._registry)
 
     @property
     def dashboard_link(self) -> str:

@@ -23,6 +23,9 @@ import psutil
 from ..controlled import read_order, remove, say, settle
 from . import session
 
+#: seconds for Ray to find a place for an engine
+PATIENCE = 30
+
 __all__ = ["main"]
 
 #: characters that the path of a folder may have, for Ray's sockets in it to have a valid one
@@ -137,7 +140,7 @@ def registry_order(
     return {
         "namespace": namespace,
         "actor": actor,
-        "patience": options.get("patience", 30),
+        "patience": options.get("patience", PATIENCE),
         "setup": {
             "cwd": setup["cwd"],
             "path": setup["path"],

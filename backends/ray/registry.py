@@ -344,7 +344,7 @@ class Registry:
 
     async def stop_engines(self, keys: list[str], force: bool) -> None:
         """Stop engines, after what they have queued or at once; return when they are gone."""
-        entries = [self._entry(key) for key in keys]
+        entries = [self._engines[key] for key in keys if key in self._engines]
         for entry in entries:
             entry.reason = "it was shut down"
             if force:

@@ -125,7 +125,7 @@ class Session:
         """The cluster is gone: disconnect, for Ray would end this process over it."""
         global _current
         with _lock:
-            if _current is self:
+            if _current is self and self.own:
                 self._disconnect()
                 _current = None
 
