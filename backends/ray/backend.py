@@ -49,6 +49,8 @@ log = logging.getLogger("pxcompat.ray")
 
 #: seconds for the registry to say why an engine's calls fail
 LAST_WORDS = 3
+#: seconds for Ray to find out whether an engine's node is gone
+OUTAGE = 30
 #: seconds after which a request that has no reply is announced to its engine
 ANNOUNCE = 0.1
 
@@ -76,6 +78,7 @@ class _Engine:
         self.announced: set[str] = set()
         #: why it is gone, and until when its last words are waited for
         self.reason: str | None = None
+        self.symptom = ""
         self.deadline: float | None = None
 
 
@@ -297,7 +300,7 @@ class RayBackend:
             if overdue or (engine.reason is not None and not engine.sent):
                 with self._lock:
                     del self._engines[key]
-                self.sink.engine_down(key, engine.reason or "Ray lost the connection to it")
+                self.sink.engine_down(key, engine.reason or engine.symptom)
                 self._placer.engine_gone(key)
 
     def _lost(self, reason: str) -> None:
@@ -378,9 +381,10 @@ class RayBackend:
         elif isinstance(failure, RayTaskError):
             self._fail(engine, msg_id, f"its engine could not run it: {failure}")
         elif engine.deadline is None:
-            # why it died, the registry knows
-            engine.deadline = time.monotonic() + LAST_WORDS
-            engine.reason = None
+            # what became of it, the registry will know
+            patience = LAST_WORDS if isinstance(failure, ActorDiedError) else OUTAGE
+            engine.deadline = time.monotonic() + patience
+            engine.symptom = registry.why(failure)
         if engine.deadline is not None:
             self._bury(0)
         self._end_if_idle()

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import re
 import signal
 import time
 import uuid
@@ -417,8 +418,8 @@ def send_signal(pid: int, born: float, signum: int) -> str:
 def why(error: BaseException) -> str:
     """What Ray says of an actor's end, without what it says every time."""
     text = str(error)
-    _, found, cause = text.partition("The actor is dead because ")
-    cause = cause if found else text
+    found = re.search(r"The actor (?:is dead|died) because (.*)", text, re.DOTALL)
+    cause = found[1] if found else text
     for boilerplate in (" Some common causes include", "\nThe actor never ran", "\nPlease check"):
         cause = cause.partition(boilerplate)[0]
     if "INTENDED_USER_EXIT" in cause or "exit_actor" in cause:
@@ -443,6 +444,10 @@ def create(order: dict[str, Any], *, detached: bool) -> Any:
             max_concurrency=CALLS,
             max_restarts=0,
             lifetime="detached" if detached else None,
+            # here, and not on a node that may go while we stay
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            ),
         )
         .remote(order)
     )
