@@ -268,7 +268,9 @@ class MessageFuture(Future[Any]):
             for listener in listeners:
                 listener(event)
 
-    def finish(self, pickled: Frames | LargeResult, decode: Callable[[Frames | LargeResult], Any]) -> None:
+    def finish(
+        self, pickled: Frames | LargeResult, decode: Callable[[Frames | LargeResult], Any]
+    ) -> None:
         """End well, with a result that ``decode`` unpickles when it is asked for."""
         with self._lock:
             self._pickled, self._decode = pickled, decode

@@ -269,7 +269,7 @@ class RayBackend:
                 msg_id, *event = fields
                 self._output(msg_id, unpack_output(*event))
             elif kind == "reply":
-                self._reply(unpack_reply(*fields))
+                self._mailed_reply(unpack_reply(*fields))
             elif kind == "answer":
                 self._answer(*fields)
 
@@ -325,8 +325,18 @@ class RayBackend:
             state.next += 1
             self.sink.output(msg_id, event)
 
-    def _reply(self, reply: Reply) -> None:
+    def _mailed_reply(self, reply: Reply) -> None:
+        """The reply of a request that was announced, nested, or another client's."""
+        engine = self._engines.get(reply.engine or "")
+        if engine is not None:
+            with self._lock:
+                ours = engine.sent.get(reply.msg_id)
+                if ours is not None and ours[0].header.get("nested"):
+                    del engine.sent[reply.msg_id]
+                    engine.announced.discard(reply.msg_id)
+            self._placer.finished(reply.msg_id, reply)
         self.sink.reply(reply)
+        self._end_if_idle()
 
     # -- requests ----------------------------------------------------------------------
 
@@ -353,6 +363,13 @@ class RayBackend:
         with self._connected():
             with self._lock:
                 engine.sent[msg_id] = (request, time.monotonic())
+            if request.header.get("nested"):
+                # for an engine that may be waiting: its actor takes no call meanwhile
+                packed = {"request": (head, function, arguments)}
+                engine.announced.add(msg_id)
+                self._registry.ask.remote(self.sink.session, -1, engine.info.key, "nested", packed)
+                self._something_sent.set()
+                return
             run = engine.handle.run.options(name=request.name, num_returns=2)
             reply, apart = run.remote(head, function, arguments)
             replied = reply.future()
@@ -377,7 +394,7 @@ class RayBackend:
             reply = unpack_reply(head, apart)
             self._outputs.pop(msg_id, None) if not reply.outputs else None
             self._placer.finished(msg_id, reply)
-            self._reply(reply)
+            self.sink.reply(reply)
         elif isinstance(failure, RayTaskError):
             self._fail(engine, msg_id, f"its engine could not run it: {failure}")
         elif engine.deadline is None:
@@ -402,7 +419,7 @@ class RayBackend:
         }
         reply = Reply(msg_id, "error", engine.info.key, content=content)
         self._placer.finished(msg_id, reply)
-        self._reply(reply)
+        self.sink.reply(reply)
 
     def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         self._placer.submit(requests, candidates)

@@ -142,6 +142,7 @@ def registry_order(
         "actor": actor,
         "patience": options.get("patience", PATIENCE),
         "setup": {
+            "namespace": namespace,
             "cwd": setup["cwd"],
             "path": setup["path"],
             "env": setup["env"],

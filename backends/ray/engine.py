@@ -83,6 +83,7 @@ class EngineActor:
         The engine's id.
     setup : dict
         ``cwd``, ``path``, ``env``: as in :class:`pxcompat.protocol.LaunchSpec`;
+        ``namespace``: the cluster's;
         ``logs``: folder for the log file, or None; ``engine``: options of
         :class:`pxcompat.engine.runtime.Engine`.
     """
@@ -105,8 +106,14 @@ class EngineActor:
         self._active = contextlib.ExitStack()
         # the user's start-up files run here: what cannot start up is never offered to anybody
         self._active.enter_context(self._engine.active())
+        context = ray.get_runtime_context()
+        self._engine.home = {
+            "backend": "ray",
+            "address": context.gcs_address,
+            "namespace": setup["namespace"],
+        }
         description = self._engine.describe()
-        node = ray.get_runtime_context().get_node_id()
+        node = context.get_node_id()
         ray.get(registry.register.remote(**description, node=node))
         threading.Thread(target=self._answer_questions, name="pxcompat-ask", daemon=True).start()
 
@@ -118,6 +125,11 @@ class EngineActor:
         self._engine.run_now(request, origin)
         reply, apart = pack_reply(origin.answer)
         return (reply, self._post.take_back(origin.session, request.msg_id)), apart
+
+    def run_queued(self) -> None:
+        """Run nested requests (see ``pxcompat.engine.nested``) that came while this thread was
+        busy."""
+        self._engine.run_queued()
 
     def stop(self) -> None:
         """End the process, as a Python program ends."""
@@ -162,6 +174,14 @@ class EngineActor:
         if question == "recall":
             return engine.recall(args["msg_id"])
         if question == "announce":
+            return None
+        if question == "nested":
+            fields = [
+                ray.get(field) if isinstance(field, ray.ObjectRef) else field
+                for field in args["request"]
+            ]
+            engine.submit(unpack_request(*fields), origin)
+            self._me.run_queued.remote()  # unless a request that waits runs it before
             return None
         if question == "stop":
             self._me.stop.remote()  # after what Ray has queued for it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
@@ -186,13 +187,22 @@ class Engine:
         """Run what is queued until :meth:`stop`; on the main thread if ``own_process``."""
         with self.active():
             while (item := self._next()) is not None:
-                if isinstance(item, _Task):
-                    self._run(item)
-                else:
-                    self._call(item)
+                self._take(item)
 
-    def _next(self) -> _Task | Callable[[], None] | None:
-        return self._deferred.popleft() if self._deferred else self._queue.get()
+    def run_queued(self) -> None:
+        """Run what is queued and return; for backends that have a loop of their own."""
+        with contextlib.suppress(queue.Empty):
+            while (item := self._next(block=False)) is not None:
+                self._take(item)
+
+    def _next(self, block: bool = True) -> _Task | Callable[[], None] | None:
+        return self._deferred.popleft() if self._deferred else self._queue.get(block)
+
+    def _take(self, item: _Task | Callable[[], None]) -> None:
+        if isinstance(item, _Task):
+            self._run(item)
+        else:
+            self._call(item)
 
     @contextmanager
     def active(self) -> Iterator[None]:
