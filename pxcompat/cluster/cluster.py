@@ -35,6 +35,7 @@ from ..protocol import Backend, LaunchSpec
 from . import connection as connections, profiles, saved
 from .connection import AlreadyRunning, Connection
 from .daemon import spawn
+from .files import ClusterFile
 from .launcher import (
     STOP_TIMEOUT,
     Controller,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Cluster"]
 
 
-class Cluster(LoggingConfigurable):
+class Cluster(ClusterFile, LoggingConfigurable):
     """A cluster of engines (ipyparallel.Cluster).
 
     What starts or stops something exists twice: as a coroutine, and with ``_sync`` appended
@@ -134,8 +135,9 @@ class Cluster(LoggingConfigurable):
             kwargs.get("profile"), profile_dir=kwargs.get("profile_dir"), must_exist=False
         )
         kwargs["profile_dir"] = str(self._place.path)
-        from_profile = Config()
-        if kwargs.get("load_profile", own.get("load_profile", True)):
+        given_config = kwargs.pop("profile_config", None)
+        from_profile = Config(given_config or {})
+        if given_config is None and kwargs.get("load_profile", own.get("load_profile", True)):
             from_profile = load_config(self._place, "ipcluster_config", "pxcompat_config")
         given = {name: kwargs.get(name, own.get(name)) for name in ("n", "backend")}
         self._settings = PxCompat.resolve(
@@ -148,6 +150,8 @@ class Cluster(LoggingConfigurable):
         kwargs["backend"] = self._settings.backend
         kwargs["n"] = self._settings.n if given["n"] is None else given["n"]
 
+        #: what the profile's configuration files say
+        self.profile_config = from_profile
         config = Config()
         config.merge(from_profile)
         config.merge(direct)
