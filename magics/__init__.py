@@ -18,14 +18,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .px import ParallelMagics
+from .arguments import exec_args, output_args
+from .px import NO_LAST_RESULT, ParallelMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from ..view import DirectView
 
-__all__ = ["ParallelMagics", "active_view", "load_ipython_extension"]
+__all__ = [
+    "NO_LAST_RESULT",
+    "ParallelMagics",
+    "active_view",
+    "exec_args",
+    "load_ipython_extension",
+    "output_args",
+]
 
 
 def active_view(shell: InteractiveShell, suffix: str = "") -> DirectView | None:

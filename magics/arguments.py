@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.error import UsageError
-from IPython.core.magic_arguments import MagicArgumentParser
+from IPython.core.magic_arguments import MagicArgumentParser, argument
 
 from ..display import GROUPINGS
 
@@ -21,6 +21,8 @@ __all__ = [
     "cell_parser",
     "config_parser",
     "documents",
+    "exec_args",
+    "output_args",
     "parse",
     "result_parser",
     "targets_of",
@@ -86,6 +88,36 @@ def cell_parser() -> MagicArgumentParser:
         " an AsyncResult of that",
     )
     return parser
+
+
+def exec_args(f: Method) -> Method:
+    """Decorate a magic of your own, beneath ``@magic_arguments()``, to have the options of
+    ``%pxconfig`` (ipyparallel.client.magics.exec_args)."""
+    return _decorated(f, _add_execution)
+
+
+def output_args(f: Method) -> Method:
+    """The same for the options of ``%pxresult`` (ipyparallel.client.magics.output_args)."""
+    return _decorated(f, _add_output)
+
+
+def _decorated(f: Method, add: Callable[[MagicArgumentParser], None]) -> Method:
+    recorder = _Recorder()
+    add(recorder)  # type: ignore[arg-type]
+    # decorators apply from the bottom up
+    for names, options in reversed(recorder.arguments):
+        f = argument(*names, **options)(f)
+    return f
+
+
+class _Recorder:
+    """Stands for a parser that is made later."""
+
+    def __init__(self) -> None:
+        self.arguments: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+
+    def add_argument(self, *names: str, **options: Any) -> None:
+        self.arguments.append((names, options))
 
 
 def parse(parser: MagicArgumentParser, line: str) -> argparse.Namespace:

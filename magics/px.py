@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from ..asyncresult import AsyncResult
     from ..view import DirectView
 
-__all__ = ["ParallelMagics"]
+__all__ = ["NO_LAST_RESULT", "ParallelMagics"]
+
+NO_LAST_RESULT = "%pxresult{suffix} shows the last %px{suffix}; none has run"
 
 _CELL = cell_parser()
 _CONFIG = config_parser()
@@ -223,9 +225,7 @@ class ParallelMagics(Magics):
         options = parse(_RESULT, line)
         result = self.last_result
         if result is None:
-            raise UsageError(
-                f"%pxresult{self.suffix} shows the last %px{self.suffix}; none has run"
-            )
+            raise UsageError(NO_LAST_RESULT.format(suffix=self.suffix))
         if options.save_name:
             self.shell.user_ns[options.save_name] = result
             return
