@@ -69,6 +69,9 @@ START_ALIASES = {
     "engines": "Cluster.engine_launcher_class",
     "controller": "Cluster.controller_launcher_class",
     "daemonize": "PxClusterEngines.daemonize",
+    "c": "PxClusterEngines.startup_command",
+    "s": "PxClusterEngines.startup_script",
+    "scheme": "PxClusterEngines.scheme",
 }
 START_FLAGS = {
     **FLAGS,
@@ -180,6 +183,14 @@ class PxClusterEngines(PxClusterApp):
     flags = Dict(START_FLAGS)
 
     daemonize = Bool(False, help="Return when the engines are up, and leave them.", config=True)
+    startup_command = Unicode(help="Code for the engines to run when they start.", config=True)
+    startup_script = Unicode(help="A file of such code, read here, run before it.", config=True)
+    scheme = Unicode(help="Accepted, not used: the backend's scheduler has its own.", config=True)
+
+    def startup_code(self) -> str:
+        """What the engines are to run when they start."""
+        script = Path(self.startup_script).expanduser().read_text() if self.startup_script else ""
+        return "\n".join(part for part in (script, self.startup_command) if part)
 
     def run(self) -> None:
         place = self.place()
@@ -215,6 +226,11 @@ class PxClusterEngines(PxClusterApp):
             if output := cluster.engines[engine_set_id].get_output():
                 self.log.error("Output of the engines:\n%s", "\n".join(output.splitlines()[-40:]))
             raise
+        if code := self.startup_code():
+            with cluster.connect_client_sync() as client:
+                names = cluster.engines[engine_set_id].names
+                ids = [engine_id for engine_id in client.ids if client._engines[engine_id] in names]
+                client[ids].execute(code, silent=False, block=True)
         self.log.info("Engines appear to have started successfully")
 
 
