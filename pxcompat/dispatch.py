@@ -384,12 +384,12 @@ class Dispatcher:
             result = ExecuteReply(reply.msg_id, reply.content, md)
             self._end(future, key, "ok", lambda: future.finish_value(result))
         else:
-            result = reply.result or []
-            if isinstance(result, list):
-                nbytes = sum(memoryview(frame).nbytes for frame in result)
+            pickled = reply.result or []
+            if isinstance(pickled, list):
+                nbytes = sum(memoryview(frame).nbytes for frame in pickled)
             else:
-                nbytes = result.nbytes
-            self._end(future, key, "ok", lambda: future.finish(result, _load), nbytes)
+                nbytes = pickled.nbytes
+            self._end(future, key, "ok", lambda: future.finish(pickled, _load), nbytes)
 
     def _with_id(self, content: dict[str, Any], key: str | None) -> dict[str, Any]:
         info = dict(content.get("engine_info") or {})

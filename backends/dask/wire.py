@@ -87,7 +87,7 @@ def pack_reply(reply: Reply) -> Message:
         reply.engine,
         reply.started,
         reply.completed,
-        pack_frames(reply.result),
+        pack_frames(reply.result),  # type: ignore[arg-type]  # an engine's: frames
         reply.content,
         reply.outputs,
     )

@@ -49,6 +49,8 @@ log = logging.getLogger("pxcompat.ray")
 
 #: seconds for the registry to say why an engine's calls fail
 LAST_WORDS = 3
+#: requests whose output is being put into order
+OUTPUTS = 10_000
 #: seconds for Ray to find out whether an engine's node is gone
 OUTAGE = 30
 #: seconds after which a request that has no reply is announced to its engine
@@ -88,6 +90,8 @@ class _Output:
     def __init__(self) -> None:
         self.next = 0
         self.early: dict[int, OutputEvent] = {}
+        #: how many there are, once that is known
+        self.total: int | None = None
 
 
 class RayBackend:
@@ -111,7 +115,7 @@ class RayBackend:
         self._lock = threading.Lock()
         self._engines: dict[str, _Engine] = {}
         self._met = threading.Condition()
-        self._outputs: dict[str, _Output] = {}
+        self._outputs: OrderedDict[str, _Output] = OrderedDict()
         self._questions: dict[int, tuple[Future[Any], str]] = {}
         self._call_ids = itertools.count()
         self._placer = Placer(self)
@@ -321,9 +325,21 @@ class RayBackend:
     def _output(self, msg_id: str, event: OutputEvent) -> None:
         state = self._outputs.setdefault(msg_id, _Output())
         state.early[event.seq] = event
-        while (event := state.early.pop(state.next, None)) is not None:  # type: ignore[assignment]
+        while state.next in state.early:
+            self.sink.output(msg_id, state.early.pop(state.next))
             state.next += 1
-            self.sink.output(msg_id, event)
+        if state.next == state.total:
+            del self._outputs[msg_id]
+        elif len(self._outputs) > OUTPUTS:  # threads that print when their request has ended
+            self._outputs.popitem(last=False)
+
+    def _complete(self, reply: Reply) -> None:
+        """Note how much output a request has."""
+        state = self._outputs.get(reply.msg_id)
+        if state is not None:
+            state.total = reply.outputs
+            if state.next >= state.total:
+                del self._outputs[reply.msg_id]
 
     def _mailed_reply(self, reply: Reply) -> None:
         """The reply of a request that was announced, nested, or another client's."""
@@ -335,6 +351,7 @@ class RayBackend:
                     del engine.sent[reply.msg_id]
                     engine.announced.discard(reply.msg_id)
             self._placer.finished(reply.msg_id, reply)
+        self._complete(reply)
         self.sink.reply(reply)
         self._end_if_idle()
 
@@ -392,7 +409,7 @@ class RayBackend:
             if isinstance(head[5], int):
                 apart = _Result(apart, head[5], self)
             reply = unpack_reply(head, apart)
-            self._outputs.pop(msg_id, None) if not reply.outputs else None
+            self._complete(reply)
             self._placer.finished(msg_id, reply)
             self.sink.reply(reply)
         elif isinstance(failure, RayTaskError):

@@ -43,7 +43,7 @@ class _Mailed:
 
     def reply(self, reply: Reply) -> None:
         packed = pack_reply(reply)
-        nbytes = sum(len(frame) for frame in reply.result or ())
+        nbytes = packed[0][5] if isinstance(packed[0][5], int) else 0
         self._post.send(Letter(self.session, ("reply", *packed), nbytes + 200))
 
 

@@ -13,6 +13,7 @@ of Ray's own in this process.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -312,7 +313,8 @@ class _Sink:
             held = (self._child.hold(reply.result), reply.result.nbytes)
             reply.result = None
         else:
-            reply.result = pack_frames(reply.result)  # type: ignore[arg-type]
+            frames: Any = reply.result
+            reply.result = pack_frames(frames)
         self._child.say(("sink", "reply", (reply, held)))
 
 
@@ -348,9 +350,7 @@ class _Child:
                     self._answer(call_id, False, error)
                     continue
                 if isinstance(done, Future):
-                    done.add_done_callback(
-                        lambda future, call_id=call_id: self._answer_later(call_id, future)
-                    )
+                    done.add_done_callback(functools.partial(self._answer_later, call_id))
                 else:
                     self._answer(call_id, True, done)
                 if method == "close":
@@ -376,7 +376,7 @@ class _Child:
         from .backend import RayBackend
 
         backend = RayBackend(info)
-        backend.open(_Sink(self, session), timeout=timeout)  # type: ignore[arg-type]
+        backend.open(_Sink(self, session), timeout=timeout)
         self._backend = backend
 
     def on_close(self) -> bool:
@@ -390,8 +390,8 @@ class _Child:
 
     def _request(self, head: tuple[Any, ...], function: Any, arguments: Any) -> Request:
         msg_id, kind, label, content, header = head
-        fields = [self._field(function), self._field(arguments)]
-        return Request(msg_id, kind, label, content, *fields, header)
+        frames = self._field(function), self._field(arguments)
+        return Request(msg_id, kind, label, content, frames[0], frames[1], header)
 
     def _field(self, field: Any) -> Any:
         if isinstance(field, tuple):

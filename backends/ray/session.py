@@ -311,7 +311,7 @@ def _token(token: str | None) -> Iterator[None]:
 
 def _reread_token() -> None:
     try:
-        from ray._raylet import AuthenticationTokenLoader, Config
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
     except ImportError:
         return  # a Ray that knows no tokens
     Config.initialize("")

@@ -100,8 +100,9 @@ def unpack_request(head: tuple[Any, ...], function: Any = None, arguments: Any =
 
 def pack_reply(reply: Reply) -> tuple[tuple[Any, ...], Any]:
     """The reply, and apart from it a result that is too large to go with it."""
-    result, apart = pack_frames(reply.result), None
-    nbytes = size(reply.result)
+    frames: Any = reply.result  # an engine's, so never one that stays elsewhere
+    result, apart = pack_frames(frames), None
+    nbytes = size(frames)
     if nbytes >= LARGE:
         result, apart = nbytes, result
     head = (

@@ -36,7 +36,7 @@ class Record:
         for frames in (self.request.function, self.request.arguments):
             if isinstance(frames, list):
                 size += sum(len(frame) for frame in frames)
-        if self.reply is not None and self.reply.result:
+        if self.reply is not None and isinstance(self.reply.result, list):
             size += sum(len(frame) for frame in self.reply.result)
         return size
 
