@@ -59,7 +59,9 @@ def test_another_clients_call_is_waited_for(
         with lbv.temp_flags(follow=theirs.msg_ids):
             beside = lbv.apply_async(lambda: "beside")
         # while that waits, nothing else does
-        assert rc[rc.ids[1]].apply_async(int).get(PATIENCE) == 0
+        wait_until(lambda: is_running(rc, theirs))
+        free = next(engine for engine in rc.ids if engine != theirs.engine_id)
+        assert rc[free].apply_async(int).get(PATIENCE) == 0
         assert not ours.ready() and not beside.ready()
         (tmp_path / "go").touch()
         assert (ours.get(PATIENCE), beside.get(PATIENCE)) == ("after", "beside")
