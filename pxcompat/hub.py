@@ -168,7 +168,7 @@ class Hub:
             row[key] = _datetime(row[key])
         header = dict(row["header"])
         header["date"] = _datetime(header.pop("submitted", None))
-        for internal in ("client", "balanced", "resubmitted", "heard", "nested", "copy"):
+        for internal in ("client", "balanced", "resubmitted", "heard", "nested", "copy", "in_band"):
             header.pop(internal, None)
         row["header"] = header
         return row

@@ -111,6 +111,8 @@ class RayBackend:
         self._info = info
         self._namespace = info.get("namespace", "pxcompat")
         self._session: session.Session | None = None
+        #: whether results are to come as bytes: Ray Client knows no buffers
+        self._in_band = False
         self._registry: Any = None
         self._lock = threading.Lock()
         self._engines: dict[str, _Engine] = {}
@@ -137,6 +139,7 @@ class RayBackend:
     def open(self, sink: EventSink, *, timeout: float = 5) -> None:
         self.sink = sink
         self._session = session.join(self._info, timeout)
+        self._in_band = self._session.remote
         try:
             with self._session.use():
                 known = self._greet(time.monotonic() + timeout)
@@ -376,6 +379,8 @@ class RayBackend:
             When the process is not connected any more.
         """
         msg_id = request.msg_id
+        if self._in_band:
+            request.header["in_band"] = True
         head, function, arguments = pack_request(request)
         with self._connected():
             with self._lock:

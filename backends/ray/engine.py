@@ -42,7 +42,7 @@ class _Mailed:
         self._post.send(Letter(self.session, message, _weight(event)))
 
     def reply(self, reply: Reply) -> None:
-        packed = pack_reply(reply)
+        packed = pack_reply(reply, in_band=True)  # the client may be one of Ray Client's
         nbytes = packed[0][5] if isinstance(packed[0][5], int) else 0
         self._post.send(Letter(self.session, ("reply", *packed), nbytes + 200))
 
@@ -123,7 +123,7 @@ class EngineActor:
         origin = _Called(self._post, request.header["client"])
         del function, arguments  # in the object store; the engine has its copy
         self._engine.run_now(request, origin)
-        reply, apart = pack_reply(origin.answer)
+        reply, apart = pack_reply(origin.answer, in_band=request.header.get("in_band", False))
         return (reply, self._post.take_back(origin.session, request.msg_id)), apart
 
     def run_queued(self) -> None:

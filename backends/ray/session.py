@@ -74,6 +74,11 @@ class Session:
         """Whether the process is still connected: anybody may disconnect it."""
         return _current is self and bool(sys.modules["ray"].is_initialized())
 
+    @property
+    def remote(self) -> bool:
+        """Whether Ray Client connects us (``ray://``), with no object store in this process."""
+        return self.address.startswith("ray://")
+
     @contextlib.contextmanager
     def use(self) -> Iterator[None]:
         """Stay connected meanwhile: Ray ends a process that calls it after it disconnected, or

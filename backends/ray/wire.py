@@ -52,13 +52,13 @@ def size(frames: Frames | None) -> int:
     return sum(memoryview(frame).nbytes for frame in frames or ())
 
 
-def pack_frames(frames: Frames | StoredFrames | None) -> Any:
-    """Frames as an argument or return value."""
+def pack_frames(frames: Frames | StoredFrames | None, *, in_band: bool = False) -> Any:
+    """Frames as an argument or return value; ``in_band`` for ways that know no buffers."""
     if frames is None:
         return None
     if isinstance(frames, StoredFrames):
         return frames.ref
-    if size(frames) < LARGE:
+    if in_band or size(frames) < LARGE:
         return [bytes(frame) for frame in frames]
     return [bytes(frames[0]), *(pickle.PickleBuffer(frame) for frame in frames[1:])]
 
@@ -98,10 +98,10 @@ def unpack_request(head: tuple[Any, ...], function: Any = None, arguments: Any =
     )
 
 
-def pack_reply(reply: Reply) -> tuple[tuple[Any, ...], Any]:
+def pack_reply(reply: Reply, *, in_band: bool = False) -> tuple[tuple[Any, ...], Any]:
     """The reply, and apart from it a result that is too large to go with it."""
     frames: Any = reply.result  # an engine's, so never one that stays elsewhere
-    result, apart = pack_frames(frames), None
+    result, apart = pack_frames(frames, in_band=in_band), None
     nbytes = size(frames)
     if nbytes >= LARGE:
         result, apart = nbytes, result
