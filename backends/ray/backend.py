@@ -84,6 +84,17 @@ class _Engine:
         self.deadline: float | None = None
 
 
+class _Loop:
+    """What ipyparallel's tests, and few others, do with a client's ``_io_loop``."""
+
+    def __init__(self, events: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+        self._events = events
+
+    def add_callback(self, callback: Callable[[], None]) -> None:
+        """Call something on the thread."""
+        self._events.put(callback)
+
+
 class _Output:
     """Puts the output events of a request, which come by two ways, into order."""
 
@@ -396,7 +407,10 @@ class RayBackend:
             reply, apart = run.remote(head, function, arguments)
             replied = reply.future()
         self._something_sent.set()
-        self.sink.sent(msg_id)
+        if request.header.get("track"):
+            self._events.put(lambda: self.sink.sent(msg_id))
+        else:
+            self.sink.sent(msg_id)
         replied.add_done_callback(
             lambda future: self._events.put(lambda: self._returned(engine, msg_id, future, apart))
         )
@@ -605,6 +619,11 @@ class RayBackend:
 
     def native_client(self) -> Any:
         return ray
+
+    @property
+    def io_loop(self) -> _Loop:
+        """The thread that tells the client what arrives; has ``add_callback``."""
+        return _Loop(self._events)
 
     def engines(self) -> list[_Engine]:
         """The engines that are there."""

@@ -8,6 +8,7 @@ SIGTERM, or when a client asks for it.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import faulthandler
 import os
 import select
@@ -16,13 +17,18 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
 
+from pxcompat.error import BackendError
+
 from ..controlled import read_order, remove, say, settle
 from . import session
 
+#: seconds for the Ray of somebody else to answer
+CONNECT_TIMEOUT = 10
 #: seconds for Ray to find a place for an engine
 PATIENCE = 30
 
@@ -32,6 +38,23 @@ __all__ = ["main"]
 LONGEST = 40
 #: seconds for Ray's processes to end by themselves, before they are killed
 GRACE = 5
+
+
+#: options of engines' actors, which Ray understands
+ACTOR = ("num_cpus", "num_gpus", "resources", "runtime_env", "scheduling_strategy")
+#: all options of the backend
+OPTIONS = (*ACTOR, "patience", "address", "namespace", "init", "engine")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise BackendError for an option that there is not."""
+    for name in options:
+        if name not in OPTIONS:
+            close = difflib.get_close_matches(name, OPTIONS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise BackendError(
+                f"the Ray backend has no option {name!r}{hint}; there are {', '.join(OPTIONS)}"
+            )
 
 
 class _Controller:
@@ -61,9 +84,9 @@ class _Controller:
         if self.address:
             info = {
                 "address": self.address,
-                "namespace": f"pxcompat-{os.path.basename(self.folder)}",
+                "namespace": os.path.basename(self.folder),
             }
-            connection = session.join(info, self.options.get("timeout", 10))
+            connection = session.join(info, CONNECT_TIMEOUT)
             address, dashboard = connection.address, connection.dashboard
             token = None
         else:
@@ -133,8 +156,7 @@ def registry_order(
     own: bool,
 ) -> dict[str, Any]:
     """What a registry is told; see :class:`registry.Registry`."""
-    names = ("num_cpus", "num_gpus", "resources", "runtime_env", "scheduling_strategy")
-    actor = {name: options[name] for name in names if options.get(name) is not None}
+    actor = {name: options[name] for name in ACTOR if options.get(name) is not None}
     # on a Ray of their own engines always fit, and leave the CPUs to Ray's tasks
     actor.setdefault("num_cpus", 0 if own else 1)
     return {

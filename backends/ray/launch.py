@@ -12,6 +12,7 @@ from pxcompat.protocol import Backend, LaunchSpec
 
 from ..controlled import LaunchedCluster, start
 from . import session
+from .controller import check_options
 
 __all__ = ["RayProvider", "provider"]
 
@@ -31,6 +32,8 @@ class RayProvider:
         Seconds for Ray to find a place for an engine (default 30).
     ``address``
         Start the engines of a new cluster on the Ray that runs there.
+    ``namespace``
+        On a Ray that somebody else runs: which engines there (default "pxcompat").
     ``init``
         Further arguments of ``ray.init`` for a Ray that is started: ``object_store_memory``,
         ``dashboard_port`` ...
@@ -41,6 +44,7 @@ class RayProvider:
     name = "ray"
 
     def launch(self, spec: LaunchSpec, *, timeout: float = 60) -> LaunchedCluster:
+        check_options(spec.options)
         environ: dict[str, str] = {}
         if not spec.options.get("address"):
             session.prepare_head(environ, spec.host)
@@ -78,6 +82,7 @@ class RayProvider:
             address = _address_of(target)
         if address is None:
             return None
+        check_options(options)
         return self.connect(
             {
                 "backend": "ray",

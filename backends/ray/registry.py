@@ -36,6 +36,13 @@ CALLS = 100_000
 ROOM = 64 << 20
 #: seconds without a client asking for its mail, after which it is taken for dead
 SILENCE = 30
+#: what Ray adds to every message of its kind
+BOILERPLATE = (
+    " Some common causes include",
+    "\nThe actor never ran",
+    "\nPlease check",
+    " To see information about where this ObjectRef",
+)
 #: engines remembered that ended before they were there
 STILLBORN = 64
 
@@ -100,6 +107,7 @@ class Registry:
         self._stillborn: deque[tuple[str, str]] = deque(maxlen=STILLBORN)
         self._boxes: dict[str, _Box] = {}
         self._signallers: dict[str, Any] = {}
+        self._sweeping = False
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -113,6 +121,9 @@ class Registry:
 
     async def hello(self, session: str) -> list[tuple[Any, ...]]:
         """A client comes; what there is to know, as the first messages of its mail."""
+        if not self._sweeping:
+            self._sweeping = True
+            self._background(self._sweep())
         box = self._boxes[session] = _Box()
         box.messages.extend(
             ("up", asdict(e.info), e.handle) for e in self._engines.values() if e.info is not None
@@ -213,9 +224,6 @@ class Registry:
         box = self._boxes.get(session)
         if box is None:
             return  # its client is gone; what engines remember stays for who asks
-        if box.dead:
-            await self._forget(session)
-            return
         async with box.changed:
             box.messages.append(message)
             box.nbytes += nbytes
@@ -224,9 +232,6 @@ class Registry:
     async def _room(self, session: str) -> None:
         """Wait until a client has taken its mail, or is dead."""
         while (box := self._boxes.get(session)) is not None and box.nbytes > ROOM:
-            if box.dead:
-                await self._forget(session)
-                return
             async with box.changed:
                 try:
                     await asyncio.wait_for(box.changed.wait(), 1)
@@ -236,6 +241,13 @@ class Registry:
     async def _tell_all(self, message: tuple[Any, ...]) -> None:
         for session in list(self._boxes):
             await self._put(session, message)
+
+    async def _sweep(self) -> None:
+        """Forget clients that died without a word."""
+        while True:
+            await asyncio.sleep(SILENCE / 3)
+            for session in [session for session, box in self._boxes.items() if box.dead]:
+                await self._forget(session)
 
     async def _forget(self, session: str) -> None:
         box = self._boxes.pop(session, None)
@@ -420,7 +432,7 @@ def why(error: BaseException) -> str:
     text = str(error)
     found = re.search(r"The actor (?:is dead|died) because (.*)", text, re.DOTALL)
     cause = found[1] if found else text
-    for boilerplate in (" Some common causes include", "\nThe actor never ran", "\nPlease check"):
+    for boilerplate in BOILERPLATE:
         cause = cause.partition(boilerplate)[0]
     if "INTENDED_USER_EXIT" in cause or "exit_actor" in cause:
         return "it was shut down"

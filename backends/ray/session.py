@@ -236,7 +236,7 @@ def join(info: Mapping[str, Any], timeout: float) -> Session:
 def _connect(ray: Any, address: str, info: Mapping[str, Any], timeout: float) -> Session:
     _check_reachable(address, timeout)
     try:
-        with _process_kept(), _ray_settings(address), _token(info.get("token")):
+        with _process_kept(), _ray_settings(address), _token(info.get("token") or known_token()):
             context = ray.init(
                 address=address,
                 namespace=info.get("namespace"),
@@ -246,7 +246,8 @@ def _connect(ray: Any, address: str, info: Mapping[str, Any], timeout: float) ->
             )
     except Exception as error:
         raise ConnectError(
-            f"cannot connect to the Ray cluster at {address} (stage: ray.init): "
+            f"cannot connect to the Ray cluster at {address} (stage: ray.init; is "
+            "RAY_AUTH_TOKEN, or ~/.ray/auth_token, the cluster's token?): "
             f"{type(error).__name__}: {error}"
         ) from error
     dashboard = getattr(context, "dashboard_url", None) or ""
@@ -351,11 +352,27 @@ def start_head(host: str, folder: str, token: str, init: Mapping[str, Any]) -> A
         )
 
 
+def known_token() -> str | None:
+    """The user's token, where there is one and the user has not said that it is not to be used."""
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    try:
+        return _token_file().read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
 def user_token() -> str:
     """The user's token for Ray, as Ray itself finds it; made, for the user alone, if need be."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = _token_file()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):

@@ -200,7 +200,7 @@ def acquire(
 
 def _described(target: Any) -> Connection | None:
     """The connection that a dict or a file describes; None for anything else."""
-    if isinstance(target, Mapping):
+    if isinstance(target, dict):  # and no other mapping, which Ray's context is
         return Connection.from_dict(target)
     if isinstance(target, os.PathLike):
         return connections.read(target)

@@ -19,6 +19,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import RichOutput, capture_output
 
+from pxcompat.display import ranges
 from pxcompat.error import AlreadyDisplayedError, CompositeError, RemoteError, TaskAborted
 
 
@@ -359,11 +360,10 @@ def test_limits_hold_without_waiting(rc: Any, ip: InteractiveShell, view: Any) -
 
 def test_identical_outputs_are_folded(rc: Any, ip: InteractiveShell, view: Any) -> None:
     view.scatter("rank", range(len(view.targets)), flatten=True, block=True)
-    everyone = "-".join(map(str, (view.targets[0], view.targets[-1])))
-    assert view.targets == list(range(view.targets[0], view.targets[-1] + 1))
+    everyone = ranges(view.targets)
     shown = px(ip, "--fold", "print('same'); rank == 0")
     assert shown.stdout == f"[stdout:{everyone}] \nsame\n"
-    rest = "-".join(map(str, (view.targets[1], view.targets[-1])))
+    rest = ranges(view.targets[1:])
     assert [re.sub(r":\d+", "", text) for text in shown.displays] == [
         f"Out[{view.targets[0]}]: True",
         f"Out[{rest}]: False",
@@ -378,7 +378,7 @@ def test_who(rc: Any, ip: InteractiveShell, view: Any) -> None:
         ip.run_line_magic("pxwho", "")
     lines = shown[0].displays[0].splitlines()
     table = {tuple(line.replace("≠", "").split()[:2]): line for line in lines[2:]}
-    everyone = f"{view.targets[0]}-{view.targets[-1]}"
+    everyone = ranges(view.targets)
     assert re.search(r"int +\d+ +1$", table["same", everyone])
     assert "≠" not in table["same", everyone] and "'abc'" in table["text", everyone]
     assert re.match(
