@@ -215,7 +215,8 @@ class RayBackend:
         try:
             starting = self._registry.start_engines.remote(wanted - there)
             keys = ray.get(starting, timeout=timeout)
-            failures = ray.get(self._registry.await_engines.remote(keys), timeout=2 * timeout)
+            awaited = self._registry.await_engines.remote(keys)
+            failures = ray.get(awaited, timeout=timeout + OUTAGE)
         except (GetTimeoutError, RayError) as error:
             raise self._no_answer("starting engines", timeout, error) from error
         if failures:

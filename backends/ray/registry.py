@@ -309,9 +309,12 @@ class Registry:
             await entry.handle.bye.remote(self._never)
         except ray.exceptions.RayError as error:
             reason = why(error)
-        if entry.reason is not None:
-            reason = entry.reason
-        del self._engines[entry.key]
+        await self._lost(entry, entry.reason or reason)
+
+    async def _lost(self, entry: _Entry, reason: str) -> None:
+        """An engine is gone, or given up; say so, once."""
+        if self._engines.pop(entry.key, None) is None:
+            return
         if entry.info is None:
             self._stillborn.append((entry.key, reason))
         for session, call_id in entry.unanswered:
@@ -327,8 +330,9 @@ class Registry:
         except asyncio.TimeoutError:
             if entry.gone.is_set():
                 return
-            entry.reason = await asyncio.to_thread(self._no_place, patience)
+            reason = await asyncio.to_thread(self._no_place, patience)
             ray.kill(entry.handle)
+            await self._lost(entry, reason)  # Ray takes its time to say so of what never ran
 
     def _no_place(self, patience: float) -> str:
         """Which resources an engine lacks."""

@@ -1,0 +1,133 @@
+"""Engines on a Ray that somebody else runs, and what Ray itself shows of them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from .conftest import python
+
+ADOPT = """if True:
+    import os, time
+    import ray
+    ray.init(num_cpus=3, include_dashboard=True, logging_level="ERROR", namespace="mine")
+    import pxcompat as ipp
+
+    # the Ray that this process is connected to
+    rc = ipp.Client(backend="ray", n=2)
+    pids = rc[:].apply_sync(os.getpid)
+    def get_norms(x):
+        print("printed once")
+        return x
+    result = rc[:].apply_async(get_norms, 1)
+    result.wait_for_output(30)
+    print("output", result.stdout)
+
+    # the same engines for further clients, however they say it
+    for target in (ray, "auto"):
+        with ipp.Client(target) as other:
+            print("same", other[:].apply_sync(os.getpid) == pids)
+    rc.close()
+    with ipp.Client(backend="ray") as other:
+        print("same", other[:].apply_sync(os.getpid) == pids, ray.is_initialized())
+        more = ipp.Client(ray, n=3)
+        print("more", more.ids)
+
+    # what Ray shows
+    from ray.util.state import list_actors, list_tasks
+    address = ray.get_runtime_context().gcs_address
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        calls = {task.name for task in list_tasks(address=address)}
+        if "px:apply:get_norms" in calls:
+            break
+    print("calls", sorted(name for name in calls if name.startswith("px:")))
+    actors = list_actors(address=address)
+    print("actors", sorted(a.name for a in actors if a.state == "ALIVE"))
+
+    # what there is no place for
+    try:
+        ipp.Client(ray, n=5, patience=3)
+    except ipp.error.BackendError as error:
+        print("refused", error)
+    print("left", more.ids)
+    more.shutdown(hub=True)
+    try:
+        ipp.Client(ray, n=1, patience=3, resources={"special": 2})
+    except ipp.error.BackendError as error:
+        print("refused", error)
+    try:
+        ipp.Client(ray, n=1, num_cpu=2)
+    except ipp.error.BackendError as error:
+        print("unknown", error)
+    ray.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def said() -> dict[str, list[str]]:
+    """What the program above says, by its lines' first words."""
+    done = python(ADOPT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines: dict[str, list[str]] = {"": [done.stdout + done.stderr]}
+    for line in done.stdout.splitlines():
+        word, _, rest = line.partition(" ")
+        lines.setdefault(word, []).append(rest)
+    return lines
+
+
+def test_every_client_finds_the_engines(said: dict[str, list[str]]) -> None:
+    assert said["same"] == ["True", "True", "True True"]
+    assert said["more"] == ["[0, 1, 2]"]
+
+
+def test_output_shows_up_once(said: dict[str, list[str]]) -> None:
+    assert said["output"] == ["['printed once\\n', 'printed once\\n']"]
+    assert said[""][0].count("printed once") == 2
+
+
+def test_ray_shows_engines_and_calls_by_name(said: dict[str, list[str]]) -> None:
+    assert said["actors"] == ["['engine-0', 'engine-1', 'engine-2', 'registry']"]
+    assert "px:apply:get_norms" in said["calls"][0] and "px:apply:getpid" in said["calls"][0]
+
+
+def test_engines_without_a_place_are_an_error(said: dict[str, list[str]]) -> None:
+    cpus, special = said["refused"]
+    assert "2 of 2 engines did not start" in cpus
+    assert "It asks for 1 CPU" in cpus and "CPU (0 free of 3 in the cluster)" in cpus
+    assert "special (0 free of 0 in the cluster)" in special
+    assert said["left"] == ["[0, 1, 2]"]
+
+
+def test_an_unknown_option_is_an_error(said: dict[str, list[str]]) -> None:
+    assert "no option 'num_cpu'; did you mean 'num_cpus'?" in said["unknown"][0]
+
+
+def test_starting_is_quiet_and_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    done = python(
+        "import os, signal, threading\n"
+        "import pxcompat as ipp\n"
+        "before = dict(os.environ), signal.getsignal(signal.SIGTERM)\n"
+        "rc = ipp.Client(backend='ray', n=1)\n"
+        "print(rc[0].apply_sync(abs, -1), rc.dashboard_link.startswith('http://127.0.0.1:'))\n"
+        "now = dict(os.environ)\n"
+        "changed = {k for k in {**now, **before[0]} if now.get(k) != before[0].get(k)}\n"
+        "print(changed - {'RAY_CLIENT_MODE'}, signal.getsignal(signal.SIGTERM) == before[1])\n",
+        HOME=str(tmp_path),
+    )
+    assert done.stdout == "1 True\nset() True\n", done.stdout + done.stderr
+    assert done.stderr == ""
+    token = tmp_path / ".ray" / "auth_token"
+    assert stat.S_IMODE(os.stat(token).st_mode) == 0o600
+
+
+def test_nobody_without_the_token_gets_in(cluster: object, tmp_path: Path) -> None:
+    address = cluster.connection.address  # type: ignore[attr-defined]
+    assert address.startswith("127.0.0.1:")
+    code = f"import pxcompat as ipp; ipp.Client({address!r}, n=1)"
+    done = python(code, HOME=str(tmp_path), RAY_AUTH_TOKEN="0" * 64)
+    assert done.returncode != 0
+    assert "ConnectError" in done.stderr and "RAY_AUTH_TOKEN" in done.stderr
