@@ -170,26 +170,28 @@ class RayBackend:
     def _greet(self, deadline: float) -> list[tuple[Any, ...]]:
         """Find the cluster's registry, or start one on a Ray that somebody else runs; what
         it says first."""
+        last = "its cluster was stopped"
         while True:
             try:
                 self._registry = ray.get_actor(registry.NAME, namespace=self._namespace)
             except ValueError:
                 if self.adopted:
-                    self._create_registry()
+                    with contextlib.suppress(ValueError):  # another client was quicker
+                        self._create_registry()
             timeout = max(0.1, deadline - time.monotonic())
             try:
                 if self._registry is not None:
                     hello = self._registry.hello.remote(self.sink.session)
                     return list(ray.get(hello, timeout=timeout))
-            except ActorDiedError:
+            except ActorDiedError as error:
                 self._registry = None  # one that was just stopped
+                last = registry.why(error)
             except (GetTimeoutError, RayError) as error:
                 raise self._no_answer("asking the registry", timeout, error) from error
             if time.monotonic() > deadline:
                 raise ConnectError(
                     f"the Ray cluster at {self._info['address']} has no engines of pxcompat in "
-                    f"its namespace {self._namespace!r} (stage: finding the registry): its "
-                    "cluster was stopped"
+                    f"its namespace {self._namespace!r} (stage: finding the registry): {last}"
                 )
             time.sleep(0.05)  # a name may take a moment to be known everywhere, or forgotten
 

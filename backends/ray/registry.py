@@ -460,9 +460,10 @@ def create(order: dict[str, Any], *, detached: bool) -> Any:
             max_concurrency=CALLS,
             max_restarts=0,
             lifetime="detached" if detached else None,
-            # here, and not on a node that may go while we stay
+            # here, and not on a node that may go while we stay; soft, as a node that is new may
+            # not be known everywhere
             scheduling_strategy=NodeAffinitySchedulingStrategy(
-                ray.get_runtime_context().get_node_id(), soft=False
+                ray.get_runtime_context().get_node_id(), soft=True
             ),
         )
         .remote(order)

@@ -235,15 +235,15 @@ def join(info: Mapping[str, Any], timeout: float) -> Session:
 
 def _connect(ray: Any, address: str, info: Mapping[str, Any], timeout: float) -> Session:
     _check_reachable(address, timeout)
+    token = info.get("token")
     try:
-        with _process_kept(), _ray_settings(address), _token(info.get("token") or known_token()):
-            context = ray.init(
-                address=address,
-                namespace=info.get("namespace"),
-                logging_level="ERROR",
-                log_to_driver=False,
-                configure_logging=False,
-            )
+        try:
+            context = _init(ray, address, info, token)
+        except Exception as error:
+            # a Ray with a token, and nobody said which: the user's, if anybody's
+            if token or "InvalidAuthToken" not in _all_of(error) or not (token := known_token()):
+                raise
+            context = _init(ray, address, info, token)
     except Exception as error:
         raise ConnectError(
             f"cannot connect to the Ray cluster at {address} (stage: ray.init; is "
@@ -253,6 +253,26 @@ def _connect(ray: Any, address: str, info: Mapping[str, Any], timeout: float) ->
     dashboard = getattr(context, "dashboard_url", None) or ""
     there = address if address.startswith("ray://") else _connected_to(ray)
     return Session(there, own=True, dashboard=f"http://{dashboard}" if dashboard else "")
+
+
+def _init(ray: Any, address: str, info: Mapping[str, Any], token: str | None) -> Any:
+    with _process_kept(), _ray_settings(address), _token(token):
+        return ray.init(
+            address=address,
+            namespace=info.get("namespace"),
+            logging_level="ERROR",
+            log_to_driver=False,
+            configure_logging=False,
+        )
+
+
+def _all_of(error: BaseException | None) -> str:
+    """What an error and its causes say."""
+    texts = []
+    while error is not None:
+        texts.append(f"{type(error).__name__}: {error}")
+        error = error.__cause__ or error.__context__
+    return "; ".join(texts)
 
 
 def _dashboard(ray: Any) -> str:
