@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -98,7 +99,12 @@ class TestScript:
             tmp_path / "job.py", "import time\nprint('ready', flush=True)\ntime.sleep(60)\n"
         )
         process = subprocess.Popen(
-            [*PXCOMPAT, "run", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*PXCOMPAT, "run", str(file)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # a suite that runs in the background of a script ignores it, and its children do
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         with process:
             assert process.stdout is not None
