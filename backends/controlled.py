@@ -32,6 +32,9 @@ __all__ = ["LaunchedCluster", "read_order", "remove", "say", "settle", "start"]
 
 log = logging.getLogger("pxcompat.backends")
 
+#: seconds for a controller to end by itself, whose start was given up
+GRACE = 8
+
 
 class LaunchedCluster:
     """A controller that this process started (:class:`pxcompat.protocol.Launched`)."""
@@ -52,15 +55,8 @@ class LaunchedCluster:
         except subprocess.TimeoutExpired:
             return None
         if self._process.returncode:
-            self._sweep()
+            _sweep(self._process)
         return self._why()
-
-    def _sweep(self) -> None:
-        """End what a controller that did not end well has left: whatever is in its session."""
-        for pid in psutil.pids():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getsid(pid) == self._process.pid:
-                    os.kill(pid, signal.SIGKILL)
 
     def _why(self) -> str:
         if self._stopped and not self._process.returncode:
@@ -80,7 +76,7 @@ class LaunchedCluster:
             if self._process.stdout:
                 self._process.stdout.close()
             if self._process.returncode:
-                self._sweep()
+                _sweep(self._process)
                 log.debug("%s\n%s", self._why(), _tail(self._log))
             self._log.close()
             # a controller that was killed could not
@@ -152,12 +148,26 @@ def start(
     raise BackendError(f"{what} did not start: {reason}\n{tail}".rstrip())
 
 
+def _sweep(process: subprocess.Popen[bytes]) -> None:
+    """End what a controller that did not end well has left: whatever is in its session."""
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == process.pid:
+                os.kill(pid, signal.SIGKILL)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
+    """End a controller that has not answered: by its leash, so that it cleans up, or by force."""
+    assert process.stdin is not None and process.stdout is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        _sweep(process)
+    process.stdout.close()
 
 
 def _first_line(process: subprocess.Popen[bytes], timeout: float) -> dict[str, Any]:
