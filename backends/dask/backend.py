@@ -30,6 +30,7 @@ from pxcompat.protocol import (
     Request,
 )
 
+from ..answers import accepted, cancelled, converted
 from . import balanced
 from .channel import Channel, ChannelClosed
 from .process import security_of
@@ -395,22 +396,11 @@ class DaskBackend:
     def cancel(self, key: str | None, msg_ids: Sequence[str]) -> Future[list[str]]:
         if key is None:
             return self._balanced.cancel(msg_ids)
-        cancelled: Future[list[str]] = Future()
-        answer = self.control(key, "cancel", {"msg_ids": list(msg_ids)})
-        answer.add_done_callback(lambda f: _forward(f, cancelled, lambda v: list(v["cancelled"])))
-        return cancelled
+        return cancelled(self.control(key, "cancel", {"msg_ids": list(msg_ids)}))
 
     def signal(self, key: str, signum: int) -> Future[None]:
         signum = int(signals.Signals(signum)) if signum else 0
-        done: Future[None] = Future()
-
-        def check(refusal: str) -> None:
-            if refusal:
-                raise EngineError(refusal)
-
-        answer = self.control(None, "signal", {"key": key, "signum": signum})
-        answer.add_done_callback(lambda f: _forward(f, done, check))
-        return done
+        return accepted(self.control(None, "signal", {"key": key, "signum": signum}))
 
     def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
         line: _Line | None = self._registry if key is None else self._engines.get(key)
@@ -421,11 +411,7 @@ class DaskBackend:
         answer = line.ask(op, args)
         if op != "recall":
             return answer
-        recalled: Future[Any] = Future()
-        answer.add_done_callback(
-            lambda f: _forward(f, recalled, lambda m: unpack_request(m) if m else None)
-        )
-        return recalled
+        return converted(answer, lambda message: unpack_request(message) if message else None)
 
     def put(self, frames: Frames, keys: Sequence[str]) -> Handle:
         holder = next((self._engines[key] for key in keys if key in self._engines), None)
@@ -497,13 +483,6 @@ def _drop(channel: Channel, blob_id: str) -> None:
         channel.send(("drop", blob_id))
     except (ChannelClosed, RuntimeError):
         log.debug("the holder of a blob is gone, and the blob with it")
-
-
-def _forward(source: Future[Any], target: Future[Any], convert: Any) -> None:
-    try:
-        target.set_result(convert(source.result()))
-    except Exception as error:
-        target.set_exception(error)
 
 
 def _reasons(error: BaseException | None) -> str:

@@ -30,6 +30,7 @@ from pxcompat.protocol import (
     Request,
 )
 
+from ..answers import accepted, cancelled
 from . import registry, session
 from .balanced import Placer
 from .controller import PATIENCE, registry_order
@@ -574,22 +575,11 @@ class RayBackend:
 
     def cancel_on(self, key: str, msg_ids: Sequence[str]) -> Future[list[str]]:
         """Cancel requests on one engine."""
-        cancelled: Future[list[str]] = Future()
-        answer = self.control(key, "cancel", {"msg_ids": list(msg_ids)})
-        answer.add_done_callback(lambda f: _forward(f, cancelled, lambda v: list(v["cancelled"])))
-        return cancelled
+        return cancelled(self.control(key, "cancel", {"msg_ids": list(msg_ids)}))
 
     def signal(self, key: str, signum: int) -> Future[None]:
         signum = int(signals.Signals(signum)) if signum else 0
-        done: Future[None] = Future()
-
-        def check(refusal: str) -> None:
-            if refusal:
-                raise EngineError(refusal)
-
-        answer = self.control(None, "signal", {"key": key, "signum": signum})
-        answer.add_done_callback(lambda f: _forward(f, done, check))
-        return done
+        return accepted(self.control(None, "signal", {"key": key, "signum": signum}))
 
     # -- the cluster ----------------------------------------------------------------------
 
@@ -686,10 +676,3 @@ class RayBackend:
         self._engines.clear()
         assert self._session is not None
         self._session.leave()
-
-
-def _forward(source: Future[Any], target: Future[Any], convert: Any) -> None:
-    try:
-        target.set_result(convert(source.result()))
-    except Exception as error:
-        target.set_exception(error)
