@@ -460,8 +460,11 @@ def create(order: dict[str, Any], *, detached: bool) -> Any:
             max_concurrency=CALLS,
             max_restarts=0,
             lifetime="detached" if detached else None,
-            # here, and not on a node that may go while we stay; soft, as a node that is new may
-            # not be known everywhere
+            # Here, and not on a node that may go while we stay.  Soft, as a node that is new may
+            # not be known everywhere; and with a resource, if as good as none, since an actor
+            # that asks for something is placed by its owner's node, which knows itself, and
+            # one that asks for nothing by any.
+            memory=1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=True
             ),

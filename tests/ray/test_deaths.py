@@ -35,7 +35,8 @@ NODES = """if True:
     from ray.cluster_utils import Cluster
     import pxcompat as ipp
 
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    # connected while there is one node: later Ray would take either of this host's for ours
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}, connect=True)
     far = nodes.add_node(num_cpus=1)
     try:
         rc = ipp.Client(nodes, n=2)
