@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import psutil
@@ -121,12 +122,25 @@ class _Controller:
         """Until the owner, Ray, or somebody's word ends the cluster."""
         signal.signal(signal.SIGTERM, lambda *_: os.write(self.end, b"x"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # not by a thread: one that is in Ray when that is shut down ends the process
-        self.registry.ended.remote().future().add_done_callback(lambda _: os.write(self.end, b"x"))
+        self._ask_registry()
         while True:
             ready, _, _ = select.select([0, self.wake], [], [])
-            if self.wake in ready or not os.read(0, 4096):
+            if 0 in ready and not os.read(0, 4096):
                 return
+            if self.wake in ready:
+                if b"x" in os.read(self.wake, 4096):
+                    return
+                self._ask_registry()
+
+    def _ask_registry(self) -> None:
+        """Have it say when the cluster is to end, or that we should ask again."""
+
+        def answered(call: Future[bool]) -> None:
+            ended = call.exception() is not None or call.result()
+            os.write(self.end, b"x" if ended else b"?")
+
+        # not by a thread: one that is in Ray when that is shut down ends the process
+        self.registry.ended.remote().future().add_done_callback(answered)
 
     def _stop(self) -> None:
         ray = session.import_ray()

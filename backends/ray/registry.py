@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -34,7 +35,8 @@ NAME = "registry"
 CALLS = 100_000
 #: bytes of mail that may wait for a client before its engines have to wait
 ROOM = 64 << 20
-#: seconds without a client asking for its mail, after which it is taken for dead
+#: seconds without a client asking for its mail, after which it is taken for dead; without a
+#: cluster's controller asking whether it has ended, likewise
 SILENCE = 30
 #: what Ray adds to every message of its kind
 BOILERPLATE = (
@@ -47,6 +49,25 @@ BOILERPLATE = (
 STILLBORN = 64
 
 
+class _Sign:
+    """Of life, from whoever calls again and again."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._heard = time.monotonic()
+
+    def __enter__(self) -> None:
+        self._calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._calls -= 1
+        self._heard = time.monotonic()
+
+    def silent(self, seconds: float) -> bool:
+        """Whether it is so long ago that the last call returned."""
+        return not self._calls and time.monotonic() - self._heard > seconds
+
+
 class _Box:
     """The mail of one client."""
 
@@ -54,14 +75,9 @@ class _Box:
         self.messages: deque[tuple[Any, ...]] = deque()
         self.nbytes = 0
         self.changed = asyncio.Condition()
-        self.listening = 0
-        self.heard = time.monotonic()
+        self.alive = _Sign()
         #: ids of its requests that no engine has yet
         self.unassigned: list[str] = []
-
-    @property
-    def dead(self) -> bool:
-        return not self.listening and time.monotonic() - self.heard > SILENCE
 
 
 class _Entry:
@@ -94,7 +110,8 @@ class Registry:
     order : dict
         ``setup``: how engines are set up (see :class:`EngineActor`);
         ``actor``: Ray's options of their actors (``num_cpus``, ``resources`` ...);
-        ``namespace``: the cluster's; ``patience``: seconds for an engine to come up.
+        ``namespace``: the cluster's; ``patience``: seconds for an engine to come up;
+        ``silence``: seconds, see SILENCE.
     """
 
     def __init__(self, order: dict[str, Any]) -> None:
@@ -107,7 +124,10 @@ class Registry:
         self._stillborn: deque[tuple[str, str]] = deque(maxlen=STILLBORN)
         self._boxes: dict[str, _Box] = {}
         self._signallers: dict[str, Any] = {}
+        self._silence = order.get("silence", SILENCE)
         self._sweeping = False
+        #: of the controller, once it has called
+        self._holder: _Sign | None = None
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -121,9 +141,7 @@ class Registry:
 
     async def hello(self, session: str) -> list[tuple[Any, ...]]:
         """A client comes; what there is to know, as the first messages of its mail."""
-        if not self._sweeping:
-            self._sweeping = True
-            self._background(self._sweep())
+        self._keep_sweeping()
         box = self._boxes[session] = _Box()
         box.messages.extend(
             ("up", asdict(e.info), e.handle) for e in self._engines.values() if e.info is not None
@@ -138,17 +156,13 @@ class Registry:
         box = self._boxes.get(session)
         if box is None:
             return None
-        box.listening += 1
-        try:
+        with box.alive:
             async with box.changed:
                 await box.changed.wait_for(lambda: box.messages or session not in self._boxes)
                 mail = list(box.messages)
                 box.messages.clear()
                 box.nbytes = 0
                 box.changed.notify_all()
-        finally:
-            box.listening -= 1
-            box.heard = time.monotonic()
         return mail
 
     async def goodbye(self, session: str) -> None:
@@ -242,12 +256,21 @@ class Registry:
         for session in list(self._boxes):
             await self._put(session, message)
 
+    def _keep_sweeping(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            self._background(self._sweep())
+
     async def _sweep(self) -> None:
-        """Forget clients that died without a word."""
+        """Forget clients that died without a word; end the cluster when its controller did."""
         while True:
-            await asyncio.sleep(SILENCE / 3)
-            for session in [session for session, box in self._boxes.items() if box.dead]:
-                await self._forget(session)
+            await asyncio.sleep(self._silence / 3)
+            for session, box in list(self._boxes.items()):
+                if box.alive.silent(self._silence):
+                    await self._forget(session)
+            if self._holder is not None and self._holder.silent(self._silence):
+                await self.stop()
+                ray.kill(self._me)
 
     async def _forget(self, session: str) -> None:
         box = self._boxes.pop(session, None)
@@ -400,9 +423,14 @@ class Registry:
         """Ids of balanced requests that no engine has yet, as far as clients have said."""
         return [msg_id for box in self._boxes.values() for msg_id in box.unassigned]
 
-    async def ended(self) -> None:
-        """Return when somebody asked for the cluster's end."""
-        await self._ended.wait()
+    async def ended(self) -> bool:
+        """Whether somebody asked for the cluster's end; asked again and again by its controller,
+        without which a cluster on somebody else's Ray would have nobody to end it."""
+        self._holder = self._holder or _Sign()
+        self._keep_sweeping()
+        with self._holder, contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), self._silence / 3)
+        return self._ended.is_set()
 
     async def stop(self) -> None:
         """End the cluster: the engines, and what holds it when that hears of it."""

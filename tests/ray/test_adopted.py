@@ -63,6 +63,21 @@ ADOPT = """if True:
         ipp.Client(ray, n=1, num_cpu=2)
     except ipp.error.BackendError as error:
         print("unknown", error)
+
+    # a cluster whose controller has asked for its end, and never asks again
+    from pxcompat.backends.ray import controller, registry
+    setup = {"cwd": None, "path": [], "env": {}}
+    order = controller.registry_order({}, setup, "orphan", logs="", own=True)
+    orphan = registry.create(order | {"silence": 1}, detached=True)
+    keys = ray.get(orphan.start_engines.remote(1))
+    asked = orphan.ended.remote()
+    print("orphan", ray.get(orphan.await_engines.remote(keys)), ray.get(asked))
+    def orphans():
+        return [a.name for a in list_actors(address=address, filters=[("state", "=", "ALIVE")])]
+    deadline = time.monotonic() + 30
+    while orphans() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    print("orphan", orphans())
     ray.shutdown()
 """
 
@@ -100,6 +115,10 @@ def test_engines_without_a_place_are_an_error(said: dict[str, list[str]]) -> Non
     assert "It asks for 1 CPU" in cpus and "CPU (0 free of 3 in the cluster)" in cpus
     assert "special (0 free of 0 in the cluster)" in special
     assert said["left"] == ["[0, 1, 2]"]
+
+
+def test_a_lasting_cluster_ends_when_its_controller_is_gone(said: dict[str, list[str]]) -> None:
+    assert said["orphan"] == ["[] False", "[]"]
 
 
 def test_an_unknown_option_is_an_error(said: dict[str, list[str]]) -> None:
