@@ -200,6 +200,9 @@ class Capabilities:
     signals
         Whether any signal can be sent to an engine's process.  Otherwise an interrupt
         (SIGINT) is delivered between two bytecodes, best effort, and others are refused.
+    credentials
+        Whether clients prove themselves with credentials of the cluster's own, which its
+        connection file holds.  Otherwise with the user's, or not at all.
     put_threshold
         Values of at least so many bytes are worth :meth:`Backend.put` when they
         go to more than one engine.
@@ -207,6 +210,7 @@ class Capabilities:
 
     start_engines: bool = True
     signals: bool = True
+    credentials: bool = False
     put_threshold: int = 1 << 20
 
 

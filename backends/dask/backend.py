@@ -138,7 +138,6 @@ class DaskBackend:
     """
 
     name = "dask"
-    capabilities = Capabilities()
 
     def __init__(self, info: Mapping[str, Any], client: Client | None = None) -> None:
         self._info = info
@@ -149,6 +148,9 @@ class DaskBackend:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         self.adopted = bool(info.get("adopt"))
+        self.capabilities = Capabilities(
+            signals=not self.adopted, credentials=bool(info.get("security"))
+        )
         self.sink: EventSink
 
     @classmethod
