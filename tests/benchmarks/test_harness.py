@@ -1,0 +1,46 @@
+"""The benchmarks run: one cheap series.  What it measures is nobody's concern here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from . import report
+from .__main__ import main
+
+
+def test_a_series_is_measured_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(
+        [
+            *("--series", "apply_one", "--systems", "pxcompat-dask,dask-actor"),
+            *("--engines", "1", "--rounds", "2", "--scale", "0.01"),
+            *("--json", str(tmp_path / "figures.json"), "--plots", str(tmp_path)),
+        ]
+    )
+    out = capsys.readouterr().out
+    assert "apply_sync, one engine" in out and "pxcompat-dask" in out
+    (row,) = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert set(row["medians"]) == {"pxcompat-dask", "dask-actor"}
+    assert all(len(figures) == 2 for figures in row["rounds"].values())
+    assert (tmp_path / "apply_one.png").stat().st_size
+
+
+def test_ratios_are_times_better_than_ipyparallel() -> None:
+    less, more = report.rows(
+        {
+            "apply_one": {2: {"ipyparallel": [3.0, 4.0, 5.0], "pxcompat-dask": [1.0]}},
+            "burst": {2: {"ipyparallel": [100.0], "pxcompat-dask": [50.0]}},
+        }
+    )
+    assert less["ratios"]["pxcompat-dask"] == 4
+    assert more["ratios"]["pxcompat-dask"] == 0.5
+
+
+def test_a_name_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--series", "speed"])
+    assert "there are apply_one" in capsys.readouterr().err
