@@ -9,6 +9,7 @@
 ``post``           an engine's outgoing mail: output and answers, through the registry
 ``wire``           requests and replies as arguments and return values of actor calls
 ``backend``        in the client: :class:`pxcompat.protocol.Backend`
+``connecting``     how a client comes to the registry, and to engines where there are none
 ``balanced``       calls that may run on any engine
 =================  ====================================================================
 

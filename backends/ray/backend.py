@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from pxcompat.error import BackendError, ConnectError, EngineError
+from pxcompat.error import BackendError, EngineError
 from pxcompat.protocol import (
     Capabilities,
     EngineInfo,
@@ -33,7 +33,7 @@ from pxcompat.protocol import (
 from ..answers import accepted, cancelled
 from . import registry, session
 from .balanced import Placer
-from .controller import PATIENCE, registry_order
+from .connecting import greet, populate
 from .wire import (
     StoredFrames,
     pack_frames,
@@ -121,7 +121,6 @@ class RayBackend:
 
     def __init__(self, info: Mapping[str, Any]) -> None:
         self._info = info
-        self._namespace = info.get("namespace", "pxcompat")
         self._session: session.Session | None = None
         #: whether results are to come as bytes: Ray Client knows no buffers
         self._in_band = False
@@ -154,10 +153,12 @@ class RayBackend:
         self._in_band = self._session.remote
         try:
             with self._session.use():
-                known = self._greet(time.monotonic() + timeout)
+                self._registry, known = greet(
+                    self._info, self._session, sink.session, time.monotonic() + timeout
+                )
                 expected = sum(message[0] == "up" for message in known)
                 if self.adopted:
-                    expected = self._populate(expected)
+                    expected = populate(self._info, self._registry, expected)
         except BaseException:
             self.close()
             raise
@@ -167,77 +168,6 @@ class RayBackend:
         self._listen()
         with self._met:
             self._met.wait_for(lambda: len(self._engines) >= expected, timeout)
-
-    def _greet(self, deadline: float) -> list[tuple[Any, ...]]:
-        """Find the cluster's registry, or start one on a Ray that somebody else runs; what
-        it says first."""
-        last = "its cluster was stopped"
-        while True:
-            try:
-                self._registry = ray.get_actor(registry.NAME, namespace=self._namespace)
-            except ValueError:
-                if self.adopted:
-                    with contextlib.suppress(ValueError):  # another client was quicker
-                        self._create_registry()
-            timeout = max(0.1, deadline - time.monotonic())
-            try:
-                if self._registry is not None:
-                    hello = self._registry.hello.remote(self.sink.session)
-                    return list(ray.get(hello, timeout=timeout))
-            except ActorDiedError as error:
-                self._registry = None  # one that was just stopped
-                last = registry.why(error)
-            except (GetTimeoutError, RayError) as error:
-                raise self._no_answer("asking the registry", timeout, error) from error
-            if time.monotonic() > deadline:
-                raise ConnectError(
-                    f"the Ray cluster at {self._info['address']} has no engines of pxcompat in "
-                    f"its namespace {self._namespace!r} (stage: finding the registry): {last}"
-                )
-            time.sleep(0.05)  # a name may take a moment to be known everywhere, or forgotten
-
-    def _create_registry(self) -> None:
-        adopt = self._info["adopt"]
-        assert self._session is not None
-        self._session.keep()  # the registry and its engines go with the connection
-        order = registry_order(
-            adopt["options"], adopt["setup"], self._namespace, logs="", own=False
-        )
-        self._registry = registry.create(order, detached=False)
-
-    def _populate(self, there: int) -> int:
-        """Start the engines that are missing on a Ray that somebody else runs; how many there
-        are then."""
-        wanted = self._info["adopt"]["n"]
-        if wanted is None:
-            wanted = there or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        if wanted <= there:
-            return there
-        patience = self._info["adopt"]["options"].get("patience", PATIENCE)
-        timeout = patience + LAST_WORDS
-        try:
-            starting = self._registry.start_engines.remote(wanted - there)
-            keys = ray.get(starting, timeout=timeout)
-            awaited = self._registry.await_engines.remote(keys)
-            failures = ray.get(awaited, timeout=timeout + OUTAGE)
-        except (GetTimeoutError, RayError) as error:
-            raise self._no_answer("starting engines", timeout, error) from error
-        if failures:
-            # all or nothing: what did start would keep what others need
-            self._registry.stop_engines.remote(keys, True)
-            if not there:
-                ray.kill(self._registry)
-            raise BackendError(
-                f"{len(failures)} of {len(keys)} engines did not start on the Ray cluster at "
-                f"{self._info['address']}: {failures[0]}"
-            )
-        return int(wanted)
-
-    def _no_answer(self, stage: str, timeout: float, error: BaseException) -> ConnectError:
-        return ConnectError(
-            f"the Ray cluster at {self._info['address']} does not answer (stage: {stage}; "
-            f"waited {timeout:g} s at most): {type(error).__name__}: {error}"
-        )
 
     # -- what arrives ------------------------------------------------------------------
 

@@ -1,0 +1,116 @@
+"""How a client comes to a cluster's registry, and to engines where there are none yet."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+
+from pxcompat.error import BackendError, ConnectError
+
+from . import registry
+from .controller import PATIENCE, registry_order
+from .session import Session
+
+__all__ = ["greet", "populate"]
+
+#: seconds beyond an engine's own for the registry to say what became of it
+STARTING = 3
+#: and for Ray to give up an engine whose node went meanwhile
+OUTAGE = 30
+
+
+def greet(
+    info: Mapping[str, Any], session: Session, client: str, deadline: float
+) -> tuple[Any, list[tuple[Any, ...]]]:
+    """Find the cluster's registry, or start one on a Ray that somebody else runs; the registry,
+    and what it says first.
+
+    Parameters
+    ----------
+    info
+        Of the cluster, as :class:`~.backend.RayBackend` takes it.
+    client
+        The client's id.
+    deadline
+        Until when the registry has to answer, by ``time.monotonic``.
+    """
+    namespace = info.get("namespace", "pxcompat")
+    found: Any = None
+    last = "its cluster was stopped"
+    while True:
+        try:
+            found = ray.get_actor(registry.NAME, namespace=namespace)
+        except ValueError:
+            if "adopt" in info:
+                with contextlib.suppress(ValueError):  # another client was quicker
+                    found = _create_registry(info["adopt"], namespace, session)
+        timeout = max(0.1, deadline - time.monotonic())
+        try:
+            if found is not None:
+                return found, list(ray.get(found.hello.remote(client), timeout=timeout))
+        except ActorDiedError as error:
+            found = None  # one that was just stopped
+            last = registry.why(error)
+        except (GetTimeoutError, RayError) as error:
+            raise _no_answer(info, "asking the registry", timeout, error) from error
+        if time.monotonic() > deadline:
+            raise ConnectError(
+                f"the Ray cluster at {info['address']} has no engines of pxcompat in "
+                f"its namespace {namespace!r} (stage: finding the registry): {last}"
+            )
+        time.sleep(0.05)  # a name may take a moment to be known everywhere, or forgotten
+
+
+def _create_registry(adopt: Mapping[str, Any], namespace: str, session: Session) -> Any:
+    session.keep()  # the registry and its engines go with the connection
+    order = registry_order(adopt["options"], adopt["setup"], namespace, logs="", own=False)
+    return registry.create(order, detached=False)
+
+
+def populate(info: Mapping[str, Any], there: Any, count: int) -> int:
+    """Start the engines that are missing on a Ray that somebody else runs; how many there
+    are then.
+
+    Parameters
+    ----------
+    there
+        The registry.
+    count
+        How many engines there are.
+    """
+    adopt = info["adopt"]
+    wanted = adopt["n"]
+    if wanted is None:
+        wanted = count or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    if wanted <= count:
+        return count
+    timeout = adopt["options"].get("patience", PATIENCE) + STARTING
+    try:
+        keys = ray.get(there.start_engines.remote(wanted - count), timeout=timeout)
+        failures = ray.get(there.await_engines.remote(keys), timeout=timeout + OUTAGE)
+    except (GetTimeoutError, RayError) as error:
+        raise _no_answer(info, "starting engines", timeout, error) from error
+    if failures:
+        # all or nothing: what did start would keep what others need
+        there.stop_engines.remote(keys, True)
+        if not count:
+            ray.kill(there)
+        raise BackendError(
+            f"{len(failures)} of {len(keys)} engines did not start on the Ray cluster at "
+            f"{info['address']}: {failures[0]}"
+        )
+    return int(wanted)
+
+
+def _no_answer(
+    info: Mapping[str, Any], stage: str, timeout: float, error: BaseException
+) -> ConnectError:
+    return ConnectError(
+        f"the Ray cluster at {info['address']} does not answer (stage: {stage}; "
+        f"waited {timeout:g} s at most): {type(error).__name__}: {error}"
+    )
