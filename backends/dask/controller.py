@@ -262,6 +262,7 @@ async def _serve_dashboard(scheduler: Any, registry: Any, n: int) -> None:
     distributed.dashboard.scheduler.connect(
         scheduler.http_application, scheduler.http_server, scheduler, prefix="/"
     )
+    registry.monitor.add_pages()
 
 
 # -- the supervisor -------------------------------------------------------------------

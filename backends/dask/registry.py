@@ -16,6 +16,7 @@ from distributed.comm.core import Comm
 from pxcompat.protocol import EngineInfo
 
 from .channel import Channel, ChannelClosed
+from .monitor import Monitor
 from .wire import Message
 
 __all__ = ["Registry", "Supervisor"]
@@ -63,6 +64,8 @@ class Registry(SchedulerPlugin):
         self.changed = asyncio.Condition()
         scheduler.handlers["pxcompat_registry"] = self.serve
         scheduler.handlers["pxcompat_register"] = self.register
+        self.monitor = Monitor(scheduler, lambda: list(self.engines.values()))
+        self.monitor.start()
 
     # -- engines -----------------------------------------------------------------
 
@@ -85,6 +88,9 @@ class Registry(SchedulerPlugin):
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         # Dask waits some milliseconds for more to send; balanced calls wait for it
         scheduler.stream_comms[worker].interval = 0
+
+    async def before_close(self) -> None:
+        await self.monitor.stop()
 
     def remove_worker(
         self, scheduler: Scheduler, worker: str, *, stimulus_id: str = "", **kwargs: Any

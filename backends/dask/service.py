@@ -21,6 +21,7 @@ from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 
 from .channel import Channel, ChannelClosed
+from .observed import Observed
 from .wire import (
     Blob,
     Message,
@@ -139,6 +140,7 @@ class Service:
         self._blobs: dict[str, Frames] = {}
         self._arrivals: dict[str, asyncio.Event] = {}
         self._dropped: deque[str] = deque(maxlen=1024)
+        self._observed = Observed(worker, engine)
 
     async def start(self) -> None:
         """Offer the engine, and register it with the scheduler."""
@@ -148,6 +150,7 @@ class Service:
         self.worker.handlers["pxcompat_blob"] = self.get_blob
         self.worker.handlers["pxcompat_signal"] = self.signal
         self.worker.handlers["pxcompat_stop"] = self.stop
+        self._observed.install()
         self.engine.id = await self.worker.scheduler.pxcompat_register(
             address=self.worker.address, **self.engine.describe()
         )
@@ -157,6 +160,7 @@ class Service:
         extension, when the worker closes."""
         for name in ("engine", "blob", "signal", "stop"):
             self.worker.handlers.pop(f"pxcompat_{name}", None)
+        self._observed.remove()
         await asyncio.gather(*(channel.finish(1) for channel in list(self._channels)))
 
     def peer(self, client: str) -> _Peer:

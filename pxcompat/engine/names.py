@@ -1,18 +1,21 @@
-"""What the engine's namespace holds: for ``%pxwho``."""
+"""What the engine's namespace holds: for ``%pxwho`` and for dashboards."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from numbers import Number
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import current
 
-__all__ = ["Described", "describe"]
+if TYPE_CHECKING:
+    from .shell import EngineShell
+
+__all__ = ["Described", "describe", "largest", "total"]
 
 #: characters of a value that are told
 VALUE_LIMIT = 40
@@ -27,8 +30,27 @@ def describe(patterns: Sequence[str]) -> dict[str, Described]:
     Without patterns, those that ``%who`` would list.
     """
     shell = current().shell
+    return {
+        name: (_type(value), _shape(value), _bytes(value), _text(value))
+        for name, value in _chosen(shell, patterns)
+    }
+
+
+def total(shell: EngineShell) -> tuple[int, int]:
+    """How many names :func:`describe` would list without patterns, and their bytes."""
+    sizes = [_bytes(value) for _, value in _chosen(shell, ())]
+    return len(sizes), sum(sizes)
+
+
+def largest(shell: EngineShell, count: int) -> dict[str, tuple[str, str, int]]:
+    """Type, shape and bytes of the largest of these names, from any thread."""
+    sizes = {name: (_bytes(value), value) for name, value in _chosen(shell, ())}
+    order = sorted(sizes, key=lambda name: -sizes[name][0])[:count]
+    return {name: (_type(sizes[name][1]), _shape(sizes[name][1]), sizes[name][0]) for name in order}
+
+
+def _chosen(shell: EngineShell, patterns: Sequence[str]) -> Iterator[tuple[str, Any]]:
     hidden = shell.user_ns_hidden
-    found = {}
     for name, value in list(shell.user_ns.items()):
         if patterns:
             wanted = any(fnmatchcase(name, pattern) for pattern in patterns)
@@ -36,8 +58,7 @@ def describe(patterns: Sequence[str]) -> dict[str, Described]:
             own = name not in hidden or hidden[name] is not value
             wanted = own and not name.startswith("_")
         if wanted:
-            found[name] = (_type(value), _shape(value), _bytes(value), _text(value))
-    return found
+            yield name, value
 
 
 def _of_class(value: Any, name: str) -> Any:

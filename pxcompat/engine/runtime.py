@@ -23,6 +23,7 @@ from ..protocol import OutputEvent, Reply, Request
 from . import output_of_thread, set_current
 from .counting import counted
 from .failure import describe_failure
+from .journal import Journal
 from .output import Flusher, RequestOutput, Stream, routed
 from .records import Record, Records, copied
 from .shell import EngineShell, make_shell, run_startup_files
@@ -104,6 +105,8 @@ class Engine:
         self._expected: OrderedDict[str, list[Origin]] = OrderedDict()
         #: by client: how many of its executes failed that abort what is queued behind them
         self._failures: OrderedDict[Any, int] = OrderedDict()
+        #: what was done lately, for whoever looks
+        self.journal = Journal()
         self._completed = 0
         self._running: _Task | None = None
         self._interruptible = False
@@ -325,6 +328,8 @@ class Engine:
         with self._lock:
             task.state = "done"
             task.record.reply = reply
+            # before the reply: who has it may look at once for the call that it was
+            self.journal.note(task.request, reply)
             origins = list(task.origins)
             self._tasks.pop(task.request.msg_id, None)
             self._running = None
@@ -471,6 +476,41 @@ class Engine:
                 "queue": [t.request.msg_id for t in tasks if not t.request.header.get("balanced")],
                 "tasks": [t.request.msg_id for t in tasks if t.request.header.get("balanced")],
                 "running": self._running.request.msg_id if self._running else None,
+            }
+
+    def activity(self, since: int = 0) -> dict[str, Any]:
+        """What a person who looks wants to know: what runs, what waits, what was done.
+
+        Parameters
+        ----------
+        since : int
+            The calls that the journal counted until then are known.
+
+        Returns
+        -------
+        dict
+            ``running``: name and start of what runs, or None; ``queue``: names of what waits;
+            ``direct``: of what waits and runs, what no scheduler placed; ``index``, ``calls`` and
+            ``totals``: the journal's; ``thread``: where calls run.
+        """
+        with self._lock:
+            running = self._running
+            waiting = [t.request for t in self._tasks.values() if t.state == "queued"]
+            return {
+                "running": None
+                if running is None
+                else (running.request.name, running.record.started),
+                "queue": [request.name for request in waiting],
+                "direct": (
+                    [r.name for r in waiting if not r.header.get("balanced")],
+                    []
+                    if running is None or running.request.header.get("balanced")
+                    else [running.request.name],
+                ),
+                "index": self.journal.index,
+                "calls": self.journal.since(since),
+                "totals": self.journal.totals(),
+                "thread": self._thread_id,
             }
 
     def query(self, query: Mapping[str, Any]) -> list[dict[str, Any]]:
