@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .shell import EngineShell
 
-__all__ = ["describe_failure"]
+__all__ = ["describe_failure", "end_with_users"]
 
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_ENGINE = os.path.dirname(os.path.abspath(__file__))
+_OURS = os.path.dirname(_ENGINE)
+#: what ``print`` and ``display`` call on an engine
+_OUTPUT = os.path.join(_ENGINE, "output.py")
 
 
 def describe_failure(
@@ -49,7 +52,23 @@ def _text(error: BaseException) -> str:
         return f"<{type(error).__name__} whose str() fails>"
 
 
+def end_with_users(tb: types.TracebackType | None) -> None:
+    """Cut off a traceback where a user's code printed or displayed something.
+
+    Most of printing is work of the engine's own, so that is where most interrupts of a
+    loop that prints are raised; which line of it was running explains nothing.
+    """
+    last = None  # the last frame that is not the engine's own
+    while tb is not None and tb.tb_frame.f_code.co_filename != _OUTPUT:
+        if not tb.tb_frame.f_code.co_filename.startswith(_ENGINE):
+            last = tb
+        tb = tb.tb_next
+    if tb is not None and last is not None:
+        last.tb_next = None
+
+
 def _render(error: BaseException, shell: EngineShell) -> list[str]:
+    end_with_users(error.__traceback__)
     tb = _users_part(error.__traceback__)
     try:
         stb = shell.InteractiveTB.structured_traceback(type(error), error, tb)

@@ -6,11 +6,14 @@ import base64
 import io
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any
 
 from ..protocol import OutputEvent
+from .interrupts import uninterrupted
 
 __all__ = ["Flusher", "RequestOutput", "Stream", "plain", "routed"]
 
@@ -34,6 +37,7 @@ class RequestOutput:
         self._stream = ""
         self._text: list[str] = []
         self._size = 0
+        self._noticed = False
         self.count = 0
 
     def write(self, stream: str, text: str) -> None:
@@ -42,28 +46,33 @@ class RequestOutput:
             if stream != self._stream:
                 self.flush()
                 self._stream = stream
-            waiting = bool(self._text)
             self._text.append(text)
             self._size += len(text)
             if self._size >= FULL:
                 self.flush()
-            elif not waiting:
+            elif not self._noticed:
                 self._flusher.notice(self)
+                self._noticed = True
 
     def emit(self, type: str, content: dict[str, Any]) -> None:
         """Send an event that is not text, after the text before it."""
-        with self._lock:
-            self.flush()
+        with uninterrupted(), self._lock:
+            self._send_text()
             self._emit(type, content)
 
     def flush(self) -> None:
         """Send the text collected."""
-        with self._lock:
-            if self._text:
-                text = "".join(self._text)
-                self._text.clear()
-                self._size = 0
-                self._emit("stream", {"name": self._stream, "text": text})
+        if self._text:
+            with uninterrupted(), self._lock:
+                self._send_text()
+
+    def _send_text(self) -> None:
+        self._noticed = False
+        if self._text:
+            text = "".join(self._text)
+            self._text.clear()
+            self._size = 0
+            self._emit("stream", {"name": self._stream, "text": text})
 
     def _emit(self, type: str, content: dict[str, Any]) -> None:
         event = OutputEvent(self.count, type, content)
@@ -75,34 +84,35 @@ class Flusher:
     """A thread that flushes outputs which have been holding text for a while."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: set[RequestOutput] = set()
-        self._awake = threading.Event()
-        self._stopped = threading.Event()
+        # an interrupt within threading.Event would leave its lock taken for good
+        self._waiting: SimpleQueue[RequestOutput | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="pxcompat-output", daemon=True)
         self._thread.start()
 
     def notice(self, output: RequestOutput) -> None:
         """Flush this output soon."""
-        with self._lock:
-            self._waiting.add(output)
-        self._awake.set()
+        self._waiting.put(output)
 
     def stop(self) -> None:
         """End the thread."""
-        self._stopped.set()
-        self._awake.set()
+        self._waiting.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.is_set():
-            self._awake.wait()
-            self._stopped.wait(INTERVAL)
-            self._awake.clear()
-            with self._lock:
-                waiting, self._waiting = self._waiting, set()
-            for output in waiting:
+        while (first := self._waiting.get()) is not None:
+            time.sleep(INTERVAL)
+            outputs = {first}
+            stopped = False
+            while not self._waiting.empty():
+                output = self._waiting.get()
+                if output is None:
+                    stopped = True
+                else:
+                    outputs.add(output)
+            for output in outputs:
                 output.flush()
+            if stopped:
+                return
 
 
 class Stream(io.TextIOBase):

@@ -24,6 +24,7 @@ from . import output_of_thread, set_current
 from .counting import counted
 from .failure import describe_failure
 from .journal import Journal
+from .interrupts import repeated
 from .output import Flusher, RequestOutput, Stream, routed
 from .records import Record, Records, copied
 from .shell import EngineShell, make_shell, run_startup_files
@@ -239,7 +240,8 @@ class Engine:
         sys.stderr = Stream("stderr", self._output, logs["stderr"])
         signal.signal(signal.SIGINT, _nothing_to_interrupt)
         try:
-            yield
+            with repeated(lambda: self._running):
+                yield
         finally:
             sys.stdout, sys.stderr, handler = before
             signal.signal(signal.SIGINT, handler)

@@ -7,6 +7,8 @@ import glob
 import os
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.displayhook import DisplayHook
@@ -15,6 +17,7 @@ from IPython.core.error import StdinNotImplementedError
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+from .failure import end_with_users
 from .output import plain
 
 if TYPE_CHECKING:
@@ -91,6 +94,16 @@ class EngineShell(InteractiveShell):
             self.output.emit(type, plain(content))
         else:
             sys.stdout.write(str(content.get("data", {}).get("text/plain", content)) + "\n")
+
+    @contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:
+        # IPython 9 would keep all that cells print, as long as the engine lives
+        yield
+
+    def _get_exc_info(self, exc_tuple: Any = None) -> tuple[Any, Any, Any]:
+        etype, value, tb = super()._get_exc_info(exc_tuple)
+        end_with_users(tb)
+        return etype, value, tb
 
     def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
         # IPython's hook for frontends: the traceback travels in the reply

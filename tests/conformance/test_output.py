@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -159,3 +160,31 @@ def test_items_of_a_map_are_counted_while_it_runs(rc: ipp.Client, tmp_path: Any)
     # the count is no output: another client finds the result, and its output complete
     other = rc.get_result(ar.msg_ids, owner=False)
     assert other.wait_for_output(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "loop, shown",
+    [
+        ("print(n)", lambda ar: ar.stdout.split()),
+        ("print(n, flush=True)", lambda ar: ar.stdout.split()),
+        ("display(n)", lambda ar: [output["data"]["text/plain"] for output in ar.outputs]),
+    ],
+)
+def test_an_interrupt_of_a_loop_that_prints(
+    rc: ipp.Client, e0: ipp.DirectView, loop: str, shown: Callable[[Any], list[str]]
+) -> None:
+    """It shows the user's line and nothing below it; what was shown is neither lost nor torn."""
+    code = f"from IPython.display import display\nn = 0\nwhile True:\n    {loop}\n    n += 1"
+    ar = e0.execute(code, silent=False, block=False)
+    wait_until(lambda: len(shown(ar)) > 20)
+    rc.send_signal("SIGINT", targets=e0.targets, block=True)
+    with pytest.raises(ipp.RemoteError, match="KeyboardInterrupt") as failed:
+        ar.get(PATIENCE)
+    traceback = "\n".join(failed.value.render_traceback())
+    assert "while" in traceback
+    assert "pxcompat" not in traceback and "File " not in traceback
+    assert ar.wait_for_output(PATIENCE)
+    lines = shown(ar)
+    assert lines == [str(i) for i in range(len(lines))]
+    assert len(lines) - e0["n"] in (0, 1)
+    assert e0.apply_sync(len, "abc") == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,6 +148,23 @@ def test_a_running_request_can_be_interrupted(rc: ipp.Client, method: str) -> No
     assert caught.value.ename == "KeyboardInterrupt"
     assert behind.get(PATIENCE) == "survived"
     assert view.pull("kept", block=True) == 1
+
+
+def test_an_interrupt_that_python_drops_comes_again(
+    rc: ipp.Client, e0: ipp.DirectView, tmp_path: Path
+) -> None:
+    """Python drops what is raised in a finalizer, or a callback of the garbage collector."""
+    started = tmp_path / "started"
+    code = (
+        "import time\nclass Slow:\n    def __del__(self):\n"
+        f"        open({str(started)!r}, 'w').close(); time.sleep(60)\n"
+        "Slow()\ntime.sleep(60)"
+    )
+    ar = e0.execute(code, block=False)
+    wait_until(started.exists)
+    rc.send_signal("SIGINT", targets=e0.targets, block=True)
+    with pytest.raises(error.RemoteError, match="KeyboardInterrupt"):
+        ar.get(PATIENCE)
 
 
 def test_an_interrupt_of_an_idle_engine_does_nothing(rc: ipp.Client) -> None:

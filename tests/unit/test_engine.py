@@ -278,6 +278,12 @@ def test_a_failing_cell_is_output_too(on):
     assert [event.type for event in on.me.outputs(msg_id)] == ["error"]
 
 
+def test_what_cells_print_is_not_kept(on):
+    on.me.wait(on.execute("for i in range(1000): print(i)"))
+    history = on.engine.shell.history_manager
+    assert not getattr(history, "outputs", {})  # of IPython 9
+
+
 def test_output_is_numbered_and_complete_before_the_reply(on):
     msg_id = on.execute("for n in range(5): show(n)\n'last'")
     reply = on.me.wait(msg_id)
