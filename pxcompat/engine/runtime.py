@@ -23,8 +23,8 @@ from ..protocol import OutputEvent, Reply, Request
 from . import output_of_thread, set_current
 from .counting import counted
 from .failure import describe_failure
-from .journal import Journal
 from .interrupts import repeated
+from .journal import Journal
 from .output import Flusher, RequestOutput, Stream, routed
 from .records import Record, Records, copied
 from .shell import EngineShell, make_shell, run_startup_files
