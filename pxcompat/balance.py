@@ -111,6 +111,8 @@ class Balancer:
         unknown = self._get_to_know(after | follow)
         futures, ready, waiting = [], [], []
         for function, arguments in calls:
+            # a call may be tried more than once, so nobody knows how often they are used
+            natives = self._dispatcher.natives(function, arguments, uses=None)
             future = self._dispatcher.register("apply", label, None, header)
             futures.append(future)
             request = Request(
@@ -121,7 +123,9 @@ class Balancer:
                 function,
                 arguments,
                 self._dispatcher.header(future, header),
+                natives,
             )
+            future.held = natives
             job = _Job(request, targets, retries, after, follow)
             if unknown:
                 why = InvalidDependency(

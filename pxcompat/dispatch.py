@@ -24,9 +24,11 @@ from typing import Any
 from . import serialize
 from .bounded import BoundedDict, BoundedList
 from .display import ExecuteReply
+from .engine import calls
 from .engine.nested import NESTED, on_an_engine
-from .error import EngineDied, TaskAborted, unwrap_exception
+from .error import EngineDied, EngineError, TaskAborted, unwrap_exception
 from .futures import MessageFuture, Metadata
+from .objects import RemoteReference
 from .protocol import Backend, EngineInfo, Frames, Handle, LargeResult, OutputEvent, Reply, Request
 
 __all__ = ["Dispatcher", "Results"]
@@ -192,6 +194,7 @@ class Dispatcher:
         header: dict[str, Any] | None = None,
     ) -> list[MessageFuture]:
         """Have engines call a function; one request an engine."""
+        natives = self.natives(function, arguments, uses=len(keys))
         payload: Frames | Handle = arguments
         threshold = self.backend.capabilities.put_threshold
         if len(keys) > 1 and sum(memoryview(f).nbytes for f in arguments) >= threshold:
@@ -210,12 +213,49 @@ class Dispatcher:
                 function,
                 payload,
                 self.header(future, header),
+                natives,
             )
-            if payload is not arguments:
-                future.held = payload  # type: ignore[assignment]
+            if natives or payload is not arguments:
+                future.held = payload, natives
             self.send(key, request)
             futures.append(future)
         return futures
+
+    def natives(self, *pickles: Frames, uses: int | None) -> dict[str, Any]:
+        """What pickles leave to the engine to resolve, as the backend carries it.
+
+        ``uses`` is how many requests will resolve it, if that is known.
+        """
+        natives: dict[str, Any] = {}
+        for pickled in pickles:
+            if isinstance(pickled, serialize.Pickled):
+                for token, obj in pickled.natives.items():
+                    if isinstance(obj, RemoteReference):
+                        natives[token] = self._keep(obj, uses)
+                    else:
+                        natives[token] = self.backend.accept(obj)
+        return natives
+
+    def _keep(self, reference: RemoteReference, uses: int | None) -> Any:
+        """Have an engine put aside what a name is bound to."""
+        with self.lock:
+            if reference.key not in self.engines:
+                raise EngineError(
+                    f"{reference!r} cannot be read: engine {reference.engine} is gone, or is not "
+                    "one of this client's cluster"
+                )
+        header = {"client": self.session, "submitted": time.time()}
+        if on_an_engine():
+            header[NESTED] = True
+        request = Request(
+            self.new_id(),
+            "apply",
+            f"ref:{reference.name}",
+            function=serialize.dumps(calls.pull),
+            arguments=serialize.dumps(((reference.name,), {})),
+            header=header,
+        )
+        return self.backend.keep(reference.key, request, uses=uses)
 
     def execute(
         self,

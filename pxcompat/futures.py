@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError, Future, wait as wait_for_all
 from typing import Any, TypeVar
 
-from .protocol import Frames, Handle, LargeResult, OutputEvent
+from .protocol import Frames, LargeResult, OutputEvent
 
 __all__ = [
     "MessageFuture",
@@ -180,8 +180,8 @@ class MessageFuture(Future[Any]):
         self.metadata = metadata if metadata is not None else Metadata(msg_id=msg_id)
         self.output: Future[None] = Future()
         self.sent: Future[None] = Future()
-        #: what must be kept until the reply: a value held for the request by the backend
-        self.held: Handle | None = None
+        #: what must be kept until the reply: values held for the request by the backend
+        self.held: Any = None
         #: how many output events have arrived
         self.outputs = 0
         #: how many items of a map that runs are done, as far as the engine has said

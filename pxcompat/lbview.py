@@ -116,7 +116,7 @@ class LoadBalancedView(View):
         self, name: str, function: Frames, options: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> AsyncResult:
         """Send one call of a pickled function."""
-        arguments = serialize.dumps((args, kwargs), name=f"the arguments of {name}")
+        arguments = serialize.dumps((args, kwargs), name=f"the arguments of {name}", natives=True)
         futures = self.client._submit_balanced([(function, arguments)], **options)
         self._sent(futures)
         return AsyncResult(self.client, futures[0], fname=name, targets=None, owner=True)
@@ -147,7 +147,7 @@ class LoadBalancedView(View):
             retries=retries,
             label=label,
         )
-        function = serialize.dumps(f, name=name)
+        function = serialize.dumps(f, name=name, natives=True)
         result = self._submit(name, function, options, *(args or ()), **(kwargs or {}))
         block = self.block if block is None else block
         return self._value_of(result) if block else result
@@ -213,7 +213,9 @@ class LoadBalancedView(View):
         each: bool,
     ) -> tuple[list[MessageFuture], list[int] | None]:
         what = f"the arguments of {name}"
-        requests = [(function, serialize.dumps((part, {}), name=what)) for part in parts]
+        requests = [
+            (function, serialize.dumps((part, {}), name=what, natives=True)) for part in parts
+        ]
         futures = self.client._submit_balanced(requests, map=each, **self._task_options(name))
         self._sent(futures)
         return futures, None
@@ -261,7 +263,12 @@ class LoadBalancedView(View):
         name = getname(f)
         lazy_map = LazyMap(
             # pickled once for all items
-            partial(self._submit, name, serialize.dumps(f, name=name), self._task_options(name)),
+            partial(
+                self._submit,
+                name,
+                serialize.dumps(f, name=name, natives=True),
+                self._task_options(name),
+            ),
             zip(*sequences, strict=False),
             ordered=ordered,
             max_running=limit,

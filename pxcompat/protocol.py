@@ -98,6 +98,11 @@ class Request:
         ``client`` (session id), ``submitted`` (POSIX seconds), and whatever
         the facade wants back from the record (``after``, ``follow``, ``retries`` ...).
         ``copy`` False: buffers in ``arguments`` may be read-only, and shared.
+    natives
+        ``apply`` only: what ``function`` and ``arguments`` refer to by token and is resolved on
+        the engine.  Of the client's side, what :meth:`Backend.accept` and :meth:`Backend.keep`
+        gave; on the engine objects with ``resolve(copy)``, called on the engine's thread,
+        whose value may be shared and read-only where ``copy`` is False.
     """
 
     msg_id: str
@@ -107,6 +112,7 @@ class Request:
     function: Frames | Handle | None = None
     arguments: Frames | Handle | None = None
     header: dict[str, Any] = field(default_factory=dict)
+    natives: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -305,6 +311,32 @@ class Backend(Protocol):
 
     def put(self, frames: Frames, keys: Sequence[str]) -> Handle:
         """Upload once what several engines will read."""
+
+    def accept(self, obj: Any) -> Any:
+        """What stands in :attr:`Request.natives` for an object of a type that was registered
+        with :func:`pxcompat.serialize.register_native`: a future of the backend's own.
+
+        Keeps the object alive for as long as it exists itself.
+
+        Raises
+        ------
+        pxcompat.error.EngineError
+            When the object is of another cluster, or lost.
+        """
+
+    def keep(self, key: str, request: Request, *, uses: int | None) -> Any:
+        """Send a request whose result stays in the cluster, for :attr:`Request.natives` of
+        others.
+
+        It is queued as any other; nothing is reported of it.  Those that resolve it wait for
+        it, and have its error.  The result is dropped after so many ``uses``, at the latest
+        when what is returned here is no longer referred to.
+
+        Raises
+        ------
+        pxcompat.error.EngineError
+            When the engine is gone.
+        """
 
     @property
     def dashboard_link(self) -> str:

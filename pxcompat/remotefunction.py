@@ -198,7 +198,7 @@ class ParallelFunction(RemoteFunction):
         view = self.view
         name = getname(self.func)
         # once for all parts
-        function = serialize.dumps(self.func, name=name)
+        function = serialize.dumps(self.func, name=name, natives=True)
         with view.temp_flags(**self.flags):
             destinations = view._destinations(length, self.chunksize)
             n_parts = min(length, len(destinations))

@@ -17,6 +17,7 @@ from .engine import calls
 from .error import InvalidEngineId
 from .futures import MessageFuture
 from .mapping import as_sequence, dists
+from .objects import RemoteReference
 from .protocol import Frames
 from .remotefunction import ParallelFunction, getname
 from .syncimports import forward_imports
@@ -84,8 +85,10 @@ class DirectView(View):
         keys, ids = self._engines(targets)
         futures = self.client._submit_apply_many(
             keys,
-            serialize.dumps(f, name=name),
-            serialize.dumps((tuple(args), dict(kwargs)), name=f"the arguments of {name}"),
+            serialize.dumps(f, name=name, natives=True),
+            serialize.dumps(
+                (tuple(args), dict(kwargs)), name=f"the arguments of {name}", natives=True
+            ),
             **self._request_info(title, label, copy),
         )
         return self._result(futures, name, ids, targets)
@@ -223,7 +226,8 @@ class DirectView(View):
         each: bool,
     ) -> tuple[list[MessageFuture], list[int] | None]:
         info = self._request_info(name, None)
-        arguments = [serialize.dumps((p, {}), name=f"the arguments of {name}") for p in parts]
+        what = f"the arguments of {name}"
+        arguments = [serialize.dumps((p, {}), name=what, natives=True) for p in parts]
         futures = [
             self.client._submit_apply(key, function, frames, map=each, **info)
             for (key, _), frames in zip(destinations, arguments, strict=True)
@@ -356,6 +360,36 @@ class DirectView(View):
         result = self._call(calls.pull, (names,), {}, name="_pull", title=title, targets=targets)
         return self._finished(result, block)
 
+    def ref(self, name: str) -> Any:
+        """A name of these engines, as an argument for others: the value goes straight from
+        engine to engine.  Not in ipyparallel.
+
+        Parameters
+        ----------
+        name : str
+            A name or expression, as for :meth:`pull`.
+
+        Returns
+        -------
+        RemoteReference
+            A list of them, one an engine, unless the view is of a single engine.
+
+        Raises
+        ------
+        TypeError
+            When ``name`` is no string.
+
+        Examples
+        --------
+        >>> rc[2].push({"a": rc[0].ref("a")})                  # doctest: +SKIP
+        >>> rc[1].apply_sync(sum, rc[:].ref("len(part)"))      # doctest: +SKIP
+        """
+        keys, ids = self._engines()
+        references = [
+            RemoteReference(name, key, engine) for key, engine in zip(keys, ids, strict=True)
+        ]
+        return references[0] if self._is_single() else references
+
     def get(self, key_s: str | Collection[str]) -> Any:
         """:meth:`pull`, blocking."""
         return self.pull(key_s, block=True)
@@ -411,7 +445,7 @@ class DirectView(View):
             part = partition(whole, index, len(keys))
             if flatten and len(part) == 1:
                 part = part[0]
-            frames = serialize.dumps(((), {key: part}), name=key)
+            frames = serialize.dumps(((), {key: part}), name=key, natives=True)
             futures.append(self.client._submit_apply(engine, function, frames, **info))
         self._sent(futures)
         result = AsyncResult(self.client, futures, fname="scatter", targets=ids, owner=True)

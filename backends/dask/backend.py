@@ -33,6 +33,7 @@ from pxcompat.protocol import (
 from ..answers import accepted, cancelled, converted
 from . import balanced
 from .channel import Channel, ChannelClosed
+from .objects import Kept, RemoteFuture, accept
 from .process import security_of
 from .wire import Blob, Message, pack_request, unpack_output, unpack_reply, unpack_request
 
@@ -426,6 +427,22 @@ class DaskBackend:
         weakref.finalize(blob, _drop, channel, blob.id).atexit = False
         return blob
 
+    def accept(self, obj: Any) -> RemoteFuture:
+        return accept(obj, self._client, self._info["address"])
+
+    def keep(self, key: str, request: Request, *, uses: int | None) -> Kept:
+        engine = self._engines.get(key)
+        if engine is None or engine.channel is None:
+            raise EngineError("the engine whose value is wanted is gone")
+        kept = Kept(request.msg_id, engine.info.address, engine.info.id)
+        request.header["keep"] = uses
+        try:
+            engine.channel.send(pack_request(request))
+        except ChannelClosed as error:
+            raise EngineError(f"the engine whose value is wanted is gone: {error}") from error
+        weakref.finalize(kept, _drop, engine.channel, kept.id, "unkeep").atexit = False
+        return kept
+
     # -- the cluster --------------------------------------------------------------------
 
     def start_engines(self, n: int) -> Future[list[str]]:
@@ -480,9 +497,9 @@ class DaskBackend:
             await asyncio.wait(self._tasks, timeout=1)
 
 
-def _drop(channel: Channel, blob_id: str) -> None:
+def _drop(channel: Channel, blob_id: str, message: str = "drop") -> None:
     try:
-        channel.send(("drop", blob_id))
+        channel.send((message, blob_id))
     except (ChannelClosed, RuntimeError):
         log.debug("the holder of a blob is gone, and the blob with it")
 

@@ -66,6 +66,7 @@ class Registry(SchedulerPlugin):
         scheduler.handlers["pxcompat_register"] = self.register
         self.monitor = Monitor(scheduler, lambda: list(self.engines.values()))
         self.monitor.start()
+        scheduler.handlers["pxcompat_knows"] = self.knows
 
     # -- engines -----------------------------------------------------------------
 
@@ -84,6 +85,10 @@ class Registry(SchedulerPlugin):
         async with self.changed:
             self.changed.notify_all()
         return info.id
+
+    def knows(self, key: Any) -> bool:
+        """Whether the scheduler has heard of a task."""
+        return key in self.scheduler.tasks
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         # Dask waits some milliseconds for more to send; balanced calls wait for it

@@ -17,10 +17,12 @@ from distributed.comm.core import Comm, connect
 from distributed.comm.inproc import InProc
 from distributed.protocol.serialize import Serialized
 
+from pxcompat.engine.nested import Errand
 from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 
 from .channel import Channel, ChannelClosed
+from .objects import Shelf
 from .observed import Observed
 from .wire import (
     Blob,
@@ -68,7 +70,8 @@ class EngineThreadPoolExecutor(concurrent.futures.Executor):
                 else:
                     future.set_result(result)
 
-        self._engine.call(run)
+        # a request may wait for this very task: for a future among its arguments
+        self._engine.call(Errand(run))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -141,6 +144,7 @@ class Service:
         self._arrivals: dict[str, asyncio.Event] = {}
         self._dropped: deque[str] = deque(maxlen=1024)
         self._observed = Observed(worker, engine)
+        self.shelf = Shelf(self.loop)
 
     async def start(self) -> None:
         """Offer the engine, and register it with the scheduler."""
@@ -148,6 +152,7 @@ class Service:
         self.worker.batched_stream.interval = 0  # see Registry.add_worker
         self.worker.handlers["pxcompat_engine"] = self.serve
         self.worker.handlers["pxcompat_blob"] = self.get_blob
+        self.worker.handlers["pxcompat_take"] = self.shelf.serve
         self.worker.handlers["pxcompat_signal"] = self.signal
         self.worker.handlers["pxcompat_stop"] = self.stop
         self._observed.install()
@@ -158,7 +163,7 @@ class Service:
     async def close(self) -> None:
         """Say what is left to say and withdraw the offer; Dask calls this, as of every
         extension, when the worker closes."""
-        for name in ("engine", "blob", "signal", "stop"):
+        for name in ("engine", "blob", "take", "signal", "stop"):
             self.worker.handlers.pop(f"pxcompat_{name}", None)
         self._observed.remove()
         await asyncio.gather(*(channel.finish(1) for channel in list(self._channels)))
@@ -192,6 +197,10 @@ class Service:
         kind = message[0]
         if kind == "request":
             request = unpack_request(message)
+            if "keep" in request.header:
+                origin = self.shelf.origin(request.msg_id, request.header["keep"])
+                self.engine.submit(request, origin)
+                return None
             if isinstance(request.function, Blob) or isinstance(request.arguments, Blob):
                 return self._submit_with_blobs(request, peer)
             self.engine.submit(request, peer)
@@ -204,6 +213,8 @@ class Service:
             self._arrival(blob_id).set()
         elif kind == "drop":
             self._drop(message[1])
+        elif kind == "unkeep":
+            self.shelf.drop(message[1])
         return None
 
     def _answer(self, call_id: int, question: str, args: dict[str, Any], peer: _Peer) -> Message:

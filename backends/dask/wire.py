@@ -12,6 +12,8 @@ from distributed.protocol.serialize import Serialized
 
 from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 
+from .objects import pack_natives, unpack_natives
+
 __all__ = ["Blob", "Message"]
 
 Message = tuple[Any, ...]
@@ -63,11 +65,12 @@ def pack_request(request: Request) -> Message:
         request.header,
         pack_frames(request.function),  # type: ignore[arg-type]
         pack_frames(request.arguments),  # type: ignore[arg-type]
+        pack_natives(request.natives),
     )
 
 
 def unpack_request(message: Message) -> Request:
-    _, msg_id, kind, label, content, header, function, arguments = message
+    _, msg_id, kind, label, content, header, function, arguments, natives = message
     return Request(
         msg_id,
         kind,
@@ -76,6 +79,7 @@ def unpack_request(message: Message) -> Request:
         unpack_frames(function),
         unpack_frames(arguments),
         header,
+        unpack_natives(natives),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from pxcompat.engine import engine_of_process
 from pxcompat.error import BackendError, EngineError
 from pxcompat.protocol import (
     Capabilities,
@@ -34,6 +35,7 @@ from ..answers import accepted, cancelled
 from . import registry, session
 from .balanced import Placer
 from .connecting import greet, populate
+from .objects import Kept, StoredObject, accept, pack_natives
 from .wire import (
     StoredFrames,
     pack_frames,
@@ -327,18 +329,19 @@ class RayBackend:
         if self._in_band:
             request.header["in_band"] = True
         head, function, arguments = pack_request(request)
+        natives = pack_natives(request.natives)
         with self._connected():
             with self._lock:
                 engine.sent[msg_id] = (request, time.monotonic())
             if request.header.get("nested"):
                 # for an engine that may be waiting: its actor takes no call meanwhile
-                packed = {"request": (head, function, arguments)}
+                packed = {"request": (head, function, arguments), "natives": natives}
                 engine.announced.add(msg_id)
                 self._registry.ask.remote(self.sink.session, -1, engine.info.key, "nested", packed)
                 self._something_sent.set()
                 return
             run = engine.handle.run.options(name=request.name, num_returns=2)
-            reply, apart = run.remote(head, function, arguments)
+            reply, apart = run.remote(head, function, arguments, natives)
             replied = reply.future()
         self._something_sent.set()
         if request.header.get("track"):
@@ -409,6 +412,26 @@ class RayBackend:
     def put(self, frames: Frames, keys: Sequence[str]) -> Handle:
         with self._connected():
             return StoredFrames(ray.put(pack_frames(frames)), size(frames))
+
+    def accept(self, obj: Any) -> StoredObject:
+        return accept(obj, self._info["address"])
+
+    def keep(self, key: str, request: Request, *, uses: int | None) -> Kept:
+        engine = self._engines.get(key)
+        if engine is None:
+            raise EngineError("the engine whose value is wanted is gone")
+        own = engine_of_process()
+        if request.header.get("nested") and own is not None and own.key == key:
+            raise EngineError(
+                "code on an engine cannot refer to a name of its own engine, which is busy with "
+                "that code: send the value"
+            )
+        if self._in_band:
+            request.header["in_band"] = True
+        with self._connected():
+            run = engine.handle.run.options(name=request.name, num_returns=2)
+            reply, apart = run.remote(*pack_request(request))
+        return Kept(reply, apart, engine.info.id)
 
     # -- questions -----------------------------------------------------------------------
 

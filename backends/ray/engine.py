@@ -16,6 +16,7 @@ from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import OutputEvent, Reply
 
 from ..controlled import settle
+from .objects import unpack_natives
 from .post import Letter, Post
 from .wire import pack_output, pack_reply, unpack_request
 
@@ -117,11 +118,19 @@ class EngineActor:
         ray.get(registry.register.remote(**description, node=node))
         threading.Thread(target=self._answer_questions, name="pxcompat-ask", daemon=True).start()
 
-    def run(self, head: tuple[Any, ...], function: Any = None, arguments: Any = None) -> Any:
+    def run(
+        self,
+        head: tuple[Any, ...],
+        function: Any = None,
+        arguments: Any = None,
+        natives: Any = None,
+    ) -> Any:
         """Run a request; its reply with the last of its output, and a large result apart."""
         request = unpack_request(head, function, arguments)
+        request.natives = unpack_natives(natives)
         origin = _Called(self._post, request.header["client"])
-        del function, arguments  # in the object store; the engine has its copy
+        # in the object store; the engine has its copy
+        del function, arguments, natives
         self._engine.run_now(request, origin)
         reply, apart = pack_reply(origin.answer, in_band=request.header.get("in_band", False))
         return (reply, self._post.take_back(origin.session, request.msg_id)), apart
@@ -180,7 +189,9 @@ class EngineActor:
                 ray.get(field) if isinstance(field, ray.ObjectRef) else field
                 for field in args["request"]
             ]
-            engine.submit(unpack_request(*fields), origin)
+            request = unpack_request(*fields)
+            request.natives = unpack_natives(args["natives"])
+            engine.submit(request, origin)
             self._me.run_queued.remote()  # unless a request that waits runs it before
             return None
         if question == "stop":

@@ -82,11 +82,21 @@ class _Held(StoredFrames):
 
 def _pack(request: Request) -> tuple[Any, ...]:
     head = (request.msg_id, request.kind, request.label, request.content, request.header)
-    return (head, _pack_field(request.function), _pack_field(request.arguments))
+    natives = {token: kept.number for token, kept in request.natives.items()}
+    return (head, _pack_field(request.function), _pack_field(request.arguments), natives)
 
 
 def _pack_field(frames: Frames | Handle | None) -> Any:
     return ("held", frames.ref) if isinstance(frames, StoredFrames) else pack_frames(frames)  # type: ignore[arg-type]
+
+
+class _Kept:
+    """A value that an engine puts aside (:class:`.objects.Kept`): its number in the child."""
+
+    __slots__ = ("__weakref__", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 class RelayBackend:
@@ -267,6 +277,19 @@ class RelayBackend:
         weakref.finalize(held, self._drop, number).atexit = False
         return held
 
+    def accept(self, obj: Any) -> Any:
+        raise EngineError(
+            f"{obj!r} is not of the Ray cluster at {self._info.get('address')}, but of the one "
+            "that this process is connected to; objects of the former are there in a process "
+            "that connects to it first"
+        )
+
+    def keep(self, key: str, request: Request, *, uses: int | None) -> _Kept:
+        kept = _Kept(next(self._numbers))
+        self._send(None, "keep", (kept.number, key, _pack(request)))
+        weakref.finalize(kept, self._drop, kept.number).atexit = False
+        return kept
+
     def _drop(self, number: int) -> None:
         with contextlib.suppress(OSError):  # the child is gone, and what it held with it
             self._send(None, "drop", (number,))
@@ -325,7 +348,7 @@ class _Child:
         self._pipe = pipe
         self._backend: Any = None
         #: what is held for the other side: its own by its numbers, results by negative ones
-        self._held: dict[int, StoredFrames] = {}
+        self._held: dict[int, Any] = {}
         self._numbers = itertools.count(1)
 
     def say(self, message: Any) -> None:
@@ -388,10 +411,21 @@ class _Child:
     def on_send_balanced(self, candidates: list[str] | None, packed: list[Any]) -> None:
         self._backend.send_balanced([self._request(*fields) for fields in packed], candidates)
 
-    def _request(self, head: tuple[Any, ...], function: Any, arguments: Any) -> Request:
+    def _request(
+        self, head: tuple[Any, ...], function: Any, arguments: Any, numbers: dict[str, int]
+    ) -> Request:
         msg_id, kind, label, content, header = head
         frames = self._field(function), self._field(arguments)
-        return Request(msg_id, kind, label, content, frames[0], frames[1], header)
+        natives = {token: self._held[number] for token, number in numbers.items()}
+        return Request(msg_id, kind, label, content, frames[0], frames[1], header, natives)
+
+    def on_keep(self, number: int, key: str, packed: tuple[Any, ...]) -> None:
+        from .objects import Lost
+
+        try:
+            self._held[number] = self._backend.keep(key, self._request(*packed), uses=None)
+        except EngineError as error:
+            self._held[number] = Lost(str(error))  # said by whoever needs it
 
     def _field(self, field: Any) -> Any:
         if isinstance(field, tuple):

@@ -12,7 +12,9 @@ from __future__ import annotations
 import queue
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import engine_of_process, engine_of_thread
@@ -20,10 +22,23 @@ from . import engine_of_process, engine_of_thread
 if TYPE_CHECKING:
     from .runtime import Engine
 
-__all__ = ["NESTED", "help_until", "home", "on_an_engine"]
+__all__ = ["NESTED", "Errand", "help_until", "home", "on_an_engine"]
 
 #: the mark in a request's header
 NESTED = "nested"
+
+
+class Errand:
+    """Something of the backend's own for the engine's thread, which may also run within a
+    request that waits for it."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self._run = run
+
+    def __call__(self) -> None:
+        self._run()
 
 
 def on_an_engine() -> bool:
@@ -37,8 +52,11 @@ def home() -> dict[str, Any] | None:
     return None if engine is None else engine.home
 
 
-def help_until(done: Future[Any], timeout: float | None = None) -> float | None:
-    """Run nested requests on this thread, an engine's, until the future is done.
+def help_until(
+    done: Future[Any], timeout: float | None = None, *, errands: bool = False
+) -> float | None:
+    """Run nested requests on this thread, an engine's, until the future is done; and, where
+    that may depend on them, errands.
 
     Returns how much of ``timeout`` (seconds, or None for no limit) is left: all of it, at once,
     on any other thread, whose caller has to wait as usual.
@@ -60,6 +78,8 @@ def help_until(done: Future[Any], timeout: float | None = None) -> float | None:
             continue
         request = getattr(item, "request", None)
         if request is not None and request.header.get(NESTED):
+            _run_within(engine, partial(engine._run, item))
+        elif errands and isinstance(item, Errand):
             _run_within(engine, item)
         else:
             engine._deferred.append(item)
@@ -70,13 +90,14 @@ def _awake() -> None:
     """What is queued to wake a thread that waits."""
 
 
-def _run_within(engine: Engine, task: Any) -> None:
-    """Run a request while another one is running, which has everything back afterwards."""
+def _run_within(engine: Engine, run: Callable[[], None]) -> None:
+    """Run something while a request is running, which has everything back afterwards."""
     running, output = engine._running, engine.shell.output
     for drain in engine._drain:
         drain()  # what was printed until now is the other one's
+    engine.shell.output = None
     try:
-        engine._run(task)
+        run()
     finally:
         engine._running, engine.shell.output = running, output
         engine._interruptible = True

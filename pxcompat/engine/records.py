@@ -56,7 +56,11 @@ class Record:
     def forget_large_arguments(self) -> None:
         """Drop arguments that are large, or that user code may have changed in place."""
         arguments = self.request.arguments
-        if not isinstance(arguments, list) or (
+        if self.request.natives:
+            # what they stand for is held for this request, not for another
+            self.request.natives = {}
+            self.request.arguments = None
+        elif not isinstance(arguments, list) or (
             len(arguments) > 1 or sum(len(f) for f in arguments) > ARGUMENT_LIMIT
         ):
             self.request.arguments = None

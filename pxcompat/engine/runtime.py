@@ -16,6 +16,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from .. import serialize
@@ -355,12 +356,14 @@ class Engine:
         shell = self.shell
         scope = shell.user_ns
         # the frames of a handle were filled in by the backend before it submitted
-        function = serialize.loads(request.function, scope)  # type: ignore[arg-type]
+        copy = request.header.get("copy", True)
+        natives = {token: partial(n.resolve, copy) for token, n in request.natives.items()}
+        function = serialize.loads(request.function, scope, natives)  # type: ignore[arg-type]
         arguments: Any = request.arguments
-        if not request.header.get("copy", True):
+        if not copy:
             # the same on every backend: not written to, whether it is shared there or not
             arguments = [memoryview(frame).toreadonly() for frame in arguments]
-        args, kwargs = serialize.loads(arguments, scope)
+        args, kwargs = serialize.loads(arguments, scope, natives)
         with shell.builtin_trap:
             if request.content.get("map"):
                 values = counted(map(function, *args, **kwargs), shell.emit)

@@ -17,10 +17,19 @@ from .canning import (
     uncan_map,
     unpack_apply_message,
 )
-from .pickling import dumps, loads, use_cloudpickle, use_dill, use_pickle
+from .pickling import (
+    Pickled,
+    dumps,
+    loads,
+    register_native,
+    use_cloudpickle,
+    use_dill,
+    use_pickle,
+)
 from .reference import Reference
 
 __all__ = [
+    "Pickled",
     "PrePickled",
     "Reference",
     "can",
@@ -29,6 +38,7 @@ __all__ = [
     "dumps",
     "loads",
     "pack_apply_message",
+    "register_native",
     "serialize_object",
     "uncan",
     "uncan_map",

@@ -18,6 +18,7 @@ import pickle
 import sys
 import threading
 import types
+import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,14 +29,37 @@ import cloudpickle
 from ..error import SerializationError
 from ..protocol import Frames
 
-__all__ = ["dumps", "loads", "namespace_of", "use_cloudpickle", "use_dill", "use_pickle"]
+__all__ = [
+    "Pickled",
+    "dumps",
+    "loads",
+    "namespace_of",
+    "register_native",
+    "use_cloudpickle",
+    "use_dill",
+    "use_pickle",
+]
 
 #: buffers below this many bytes are pickled in band: a frame each would cost more
 OUT_OF_BAND = 16 * 1024
 
 
+class Pickled(list[bytes | bytearray | memoryview]):
+    """Frames that refer to objects which are resolved where they arrive.
+
+    Attributes
+    ----------
+    natives : dict
+        These objects, by the token that the pickle has in their place.
+    """
+
+    natives: dict[str, Any]
+
+
 class _Context(threading.local):
     namespace: dict[str, Any] | None = None
+    #: by token: what gives the value of an object that was left out of the pickle
+    natives: Mapping[str, Callable[[], Any]] | None = None
 
 
 _context = _Context()
@@ -56,6 +80,27 @@ def current_namespace() -> dict[str, Any]:
     if _context.namespace is not None:
         return _context.namespace
     return sys.modules["__main__"].__dict__
+
+
+#: types whose instances stay out of a request's pickle; see :func:`register_native`
+_natives: set[type] = set()
+
+
+def register_native(kind: type) -> None:
+    """Have instances of a type travel as references that the engine resolves: futures of a
+    backend's own, say.  Subclasses are not meant."""
+    _natives.add(kind)
+
+
+def resolve(token: str) -> Any:
+    """The value of an object that was left out of the pickle being unpickled."""
+    native = (_context.natives or {}).get(token)
+    if native is None:
+        raise SerializationError(
+            "a future or reference of the cluster's cannot be resolved here: it travels as an "
+            "argument of a request, not inside of something that was pickled before"
+        )
+    return native()
 
 
 def evaluate(expression: str) -> Any:
@@ -185,10 +230,23 @@ def _fill_class(cls: type, state: tuple[str, Callable[..., Any], Any]) -> None:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle with ipyparallel's rules for functions and classes of ``__main__``."""
 
-    def __init__(self, file: io.BytesIO, buffer_callback: Any = None) -> None:
+    def __init__(
+        self,
+        file: io.BytesIO,
+        buffer_callback: Any = None,
+        natives: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self._found = natives
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) in _natives and self._found is not None:
+            token = uuid.uuid4().hex
+            self._found[token] = obj
+            return (resolve, (token,))
+        return self._reduce(obj)
+
+    def _reduce(self, obj: Any) -> Any:
         if type(obj) is types.FunctionType:
             if _is_interactive(obj.__module__):
                 return _reduce_function(obj)
@@ -211,6 +269,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             # arrays arrive writable, so what is sent must not be marked read-only
             return obj.copy().__reduce_ex__(5)
         return super().reducer_override(obj)
+
+
+class _CloudPickler(_Pickler):
+    """cloudpickle with its own rules."""
+
+    def _reduce(self, obj: Any) -> Any:
+        return cloudpickle.Pickler.reducer_override(self, obj)
 
 
 def _is_readonly_array(obj: Any) -> bool:
@@ -274,7 +339,9 @@ def _set_flavour(flavour: str) -> None:
     _flavour = flavour
 
 
-def dumps(obj: Any, *, name: str = "object", keep_buffers: bool = True) -> Frames:
+def dumps(
+    obj: Any, *, name: str = "object", keep_buffers: bool = True, natives: bool = False
+) -> Frames:
     """Pickle an object.
 
     Parameters
@@ -283,6 +350,9 @@ def dumps(obj: Any, *, name: str = "object", keep_buffers: bool = True) -> Frame
         What to call the object in an error.
     keep_buffers : bool
         Whether large buffers stay out of band, sharing the object's memory.
+    natives : bool
+        Whether objects of registered types (:func:`register_native`) stay out of the pickle.
+        The frames are :class:`Pickled` where there are some.
 
     Returns
     -------
@@ -308,18 +378,27 @@ def dumps(obj: Any, *, name: str = "object", keep_buffers: bool = True) -> Frame
 
     file = io.BytesIO()
     callback = keep_small_in_band if keep_buffers else None
+    found: dict[str, Any] | None = {} if natives else None
     try:
         if _flavour == "cloudpickle":
-            cloudpickle.Pickler(file, protocol=5, buffer_callback=callback).dump(obj)
+            _CloudPickler(file, callback, found).dump(obj)
         else:
             payload = _DillPickle(obj) if _flavour == "dill" else obj
-            _Pickler(file, callback).dump(payload)
+            _Pickler(file, callback, found).dump(payload)
     except Exception as error:
         raise _explain(obj, name, error) from error
-    return [file.getvalue(), *buffers]
+    if not found:
+        return [file.getvalue(), *buffers]
+    frames = Pickled([file.getvalue(), *buffers])
+    frames.natives = found
+    return frames
 
 
-def loads(frames: Frames, namespace: dict[str, Any] | None = None) -> Any:
+def loads(
+    frames: Frames,
+    namespace: dict[str, Any] | None = None,
+    natives: Mapping[str, Callable[[], Any]] | None = None,
+) -> Any:
     """Unpickle what :func:`dumps` made.
 
     Parameters
@@ -328,11 +407,19 @@ def loads(frames: Frames, namespace: dict[str, Any] | None = None) -> Any:
         The interactive namespace: globals of functions of ``__main__``, home of its
         classes, and where References are evaluated.  Default: ``__main__``'s, with
         References left alone.
+    natives : mapping, optional
+        By token, what gives the value of an object that was left out of the pickle.
 
     Notes
     -----
     Arrays share the memory of the frames.
     """
+    if natives:
+        before, _context.natives = _context.natives, natives
+        try:
+            return loads(frames, namespace)
+        finally:
+            _context.natives = before
     if namespace is _context.namespace:
         return pickle.loads(frames[0], buffers=frames[1:])
     with namespace_of(namespace):

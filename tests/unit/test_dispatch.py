@@ -66,7 +66,7 @@ def test_a_large_value_for_several_engines_is_put_once_and_held_until_the_reply(
     assert len(backend.held) == 1
     assert [r.arguments for _, r in backend.sent] == [backend.held[0]] * 2
     backend.ok(one.msg_id)
-    assert one.held is None and other.held is backend.held[0]
+    assert one.held is None and other.held[0] is backend.held[0]
     backend.sink.apply(["a"], F, large, label="len")
     assert len(backend.held) == 1
 

@@ -1,0 +1,121 @@
+"""What requests refer to and engines resolve among themselves: object references, and values
+that one engine puts aside for others, which are object references, too.
+
+They travel beside the pickled arguments of a call, so that Ray knows who has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.client.common import ClientObjectRef
+
+from pxcompat import serialize
+from pxcompat.engine import current
+from pxcompat.error import EngineError
+
+from .wire import unpack_frames
+
+__all__ = ["Kept", "Lost", "StoredObject", "accept", "pack_natives", "unpack_natives"]
+
+serialize.register_native(ray.ObjectRef)
+serialize.register_native(ClientObjectRef)
+
+
+class StoredObject:
+    """An object that the user, or a task, put into Ray's store."""
+
+    __slots__ = ("ref",)
+
+    def __init__(self, ref: Any) -> None:
+        self.ref = ref
+
+    def pack(self) -> tuple[Any, ...]:
+        return ("ref", [self.ref])
+
+    def resolve(self, copy: bool = True) -> Any:
+        """The object, on an engine's thread; its arrays in the store where ``copy`` is False."""
+        try:
+            value = ray.get(self.ref)
+        except ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from None
+        except RayError as error:
+            raise EngineError(f"the object {self.ref} cannot be had: {error}") from error
+        if not copy:
+            return value
+        frames = serialize.dumps(value, name="an object of Ray's store")
+        return serialize.loads([frames[0], *(bytearray(frame) for frame in frames[1:])])
+
+
+class Kept:
+    """A value that an engine puts aside: what its call returns, in two values."""
+
+    __slots__ = ("apart", "engine", "reply")
+
+    def __init__(self, reply: Any, apart: Any, engine: int) -> None:
+        self.reply = reply
+        self.apart = apart
+        self.engine = engine
+
+    def pack(self) -> tuple[Any, ...]:
+        return ("kept", [self.reply, self.apart, self.engine])
+
+    def resolve(self, copy: bool = True) -> Any:
+        """The value, on an engine's thread."""
+        who = f"engine {self.engine} could not give its value"
+        try:
+            head, _ = ray.get(self.reply)
+            _, status, _, _, _, result, content, _ = head
+            if status != "ok":
+                why = f"{content['ename']}: {content['evalue']}" if content else "it was aborted"
+                raise EngineError(f"{who}: {why}")
+            field = ray.get(self.apart) if isinstance(result, int) else result
+        except RayError as error:
+            raise EngineError(f"{who}: it is gone ({error})") from error
+        frames = unpack_frames(field, copy=copy)
+        assert frames is not None
+        return serialize.loads(frames, current().shell.user_ns)
+
+
+class Lost:
+    """What never came to be kept."""
+
+    __slots__ = ("why",)
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def pack(self) -> tuple[Any, ...]:
+        return ("lost", [self.why])
+
+    def resolve(self, copy: bool = True) -> Any:
+        raise EngineError(self.why)
+
+
+def accept(obj: Any, address: str) -> StoredObject:
+    """An object reference of ours for a request.
+
+    Raises
+    ------
+    EngineError
+        When it is none.
+    """
+    if not isinstance(obj, (ray.ObjectRef, ClientObjectRef)):
+        raise EngineError(f"{obj!r} is not of the Ray cluster at {address}")
+    return StoredObject(obj)
+
+
+def pack_natives(natives: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A request's natives as an argument of its call."""
+    return {token: native.pack() for token, native in natives.items()} or None
+
+
+_KINDS: dict[str, Any] = {"ref": StoredObject, "kept": Kept, "lost": Lost}
+
+
+def unpack_natives(field: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The inverse of :func:`pack_natives`."""
+    return {token: _KINDS[kind](*args) for token, (kind, args) in (field or {}).items()}
