@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..protocol import Frames, OutputEvent, Reply, Request
+from ..serialize.memory import owned
 
 __all__ = ["Record", "Records", "check", "matches"]
 
@@ -229,4 +230,4 @@ def copied(frames: Frames) -> Frames:
     What a request returned may still be changed by the next one, while the reply is
     on its way or remembered.
     """
-    return [frames[0], *(bytearray(frame) for frame in frames[1:])]
+    return [frames[0], *(owned(frame) for frame in frames[1:])]
