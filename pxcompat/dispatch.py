@@ -364,6 +364,9 @@ class Dispatcher:
             future = self.outstanding.get(msg_id)
             if future is None:
                 return
+            before = future.metadata["engine_uuid"]
+            if before != key and before in self.by_engine:
+                self.by_engine[before].discard(msg_id)  # where it had been sent, but did not run
             self.by_engine[key].add(msg_id)
             future.metadata["engine_uuid"] = key
             future.metadata["engine_id"] = self.ids.get(key)
@@ -478,8 +481,9 @@ def _load(result: Frames | LargeResult) -> Any:
 
 def _complete(future: Future[None]) -> None:
     """Mark a side of a request as done, if it is not."""
-    with contextlib.suppress(InvalidStateError):
-        future.set_result(None)
+    if not future.done():  # the usual case, and an exception is dear
+        with contextlib.suppress(InvalidStateError):
+            future.set_result(None)
 
 
 def _datetime(seconds: float) -> datetime:

@@ -270,6 +270,16 @@ def test_a_started_balanced_call_dies_with_its_engine_and_a_waiting_one_does_not
     assert running.done() and not waiting.done()
 
 
+def test_a_balanced_call_that_went_elsewhere_outlives_the_engine_that_had_it_first(backend):
+    future = backend.sink.register("apply", "f", None)
+    backend.sink.started(future.msg_id, "a")
+    backend.sink.started(future.msg_id, "b")
+    backend.sink.engine_down("a", "killed")
+    assert not future.done()
+    backend.ok(future.msg_id, 1, engine="b")
+    assert future.result(0) == 1
+
+
 def test_engines_come_and_go_under_the_eyes_of_callbacks(backend):
     events = []
 
