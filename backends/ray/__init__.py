@@ -10,12 +10,13 @@
 ``wire``           requests and replies as arguments and return values of actor calls
 ``backend``        in the client: :class:`pxcompat.protocol.Backend`
 ``connecting``     how a client comes to the registry, and to engines where there are none
+``outbox``         which requests to an engine go alone, and which share a call
 ``balanced``       calls that may run on any engine
 =================  ====================================================================
 
-A request is one call of the engine's actor, which Ray queues and runs on the actor's main
-thread; its reply is what the call returns.  While it runs that thread is busy, so whatever
-cannot wait for it goes through the registry::
+A request is one call of the engine's actor, or shares one with other short ones.  Ray queues it
+and runs it on the actor's main thread; its reply is what the call returns.  While it runs that
+thread is busy, so whatever cannot wait for it goes through the registry::
 
     client ── run(request) ───────────────────────────────> engine   reply: returned
     client ── ask(question) ──> registry <── questions() ── engine   polled by a thread

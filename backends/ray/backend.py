@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
+import pickle
 import queue
 import signal as signals
 import threading
@@ -36,6 +38,7 @@ from . import registry, session
 from .balanced import Placer
 from .connecting import greet, populate
 from .objects import Kept, StoredObject, accept, pack_natives
+from .outbox import Call, Outbox, Pace
 from .wire import (
     StoredFrames,
     pack_frames,
@@ -58,6 +61,8 @@ OUTPUTS = 10_000
 OUTAGE = 30
 #: seconds after which a request that has no reply is announced to its engine
 ANNOUNCE = 0.1
+#: handles kept of an engine's calls, by their names
+NAMES = 256
 
 
 class _Result(StoredFrames):
@@ -75,12 +80,19 @@ class _Result(StoredFrames):
 
 
 class _Engine:
-    def __init__(self, info: EngineInfo, handle: Any) -> None:
+    def __init__(self, info: EngineInfo, handle: Any, backend: RayBackend) -> None:
         self.info = info
         self.handle = handle
+        self.outbox = Outbox(backend.pace, lambda call: backend.call(self, call))
+        #: its actor's `run`, by the name that a dashboard is to show
+        self.runs: dict[str, Any] = {}
         #: what was sent and has no reply, oldest first: msg_id to (request, when)
         self.sent: OrderedDict[str, tuple[Request, float]] = OrderedDict()
         self.announced: set[str] = set()
+        #: when it last had a reply, or had something to do again
+        self.moved = 0.0
+        #: what it has given back, and will refuse when it comes
+        self.released: set[str] = set()
         #: why it is gone, and until when its last words are waited for
         self.reason: str | None = None
         self.symptom = ""
@@ -133,6 +145,7 @@ class RayBackend:
         self._outputs: OrderedDict[str, _Output] = OrderedDict()
         self._questions: dict[int, tuple[Future[Any], str]] = {}
         self._call_ids = itertools.count()
+        self.pace = Pace()
         self._placer = Placer(self)
         #: whatever arrives, for the one thread that tells the sink
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -176,12 +189,17 @@ class RayBackend:
     def _run(self) -> None:
         """Tell the sink what arrives, one thing after the other."""
         while True:
-            waiting = [e.deadline for e in self._engines.values() if e.deadline is not None]
+            engines = list(self._engines.values())
+            waiting = [e.deadline for e in engines if e.deadline is not None]
+            waiting += [due for e in engines if (due := e.outbox.due) is not None]
             try:
                 timeout = max(0.0, min(waiting) - time.monotonic()) if waiting else None
                 event = self._events.get(timeout=timeout)
             except queue.Empty:
                 self._bury(time.monotonic())
+                for engine in engines:
+                    if (due := engine.outbox.due) is not None and due <= time.monotonic():
+                        self._leave(engine)
                 continue
             if event is None:
                 return
@@ -228,7 +246,7 @@ class RayBackend:
                 self._answer(*fields)
 
     def _meet(self, info: Mapping[str, Any], handle: Any) -> None:
-        engine = _Engine(EngineInfo(**info), handle)
+        engine = _Engine(EngineInfo(**info), handle, self)
         with self._lock:
             self._engines[engine.info.key] = engine
         self.sink.engine_up(engine.info)
@@ -243,6 +261,7 @@ class RayBackend:
             return
         engine.reason = reason
         engine.deadline = time.monotonic() + LAST_WORDS
+        self._leave(engine)  # what has not left fails as what has
         self._bury(0)
 
     def _bury(self, now: float) -> None:
@@ -292,18 +311,33 @@ class RayBackend:
                 del self._outputs[reply.msg_id]
 
     def _mailed_reply(self, reply: Reply) -> None:
-        """The reply of a request that was announced, nested, or another client's."""
+        """A reply that did not wait for its call to end, or of what was announced, nested, or
+        another client's."""
         engine = self._engines.get(reply.engine or "")
-        if engine is not None:
-            with self._lock:
-                ours = engine.sent.get(reply.msg_id)
-                if ours is not None and ours[0].header.get("nested"):
-                    del engine.sent[reply.msg_id]
-                    engine.announced.discard(reply.msg_id)
-            self._placer.finished(reply.msg_id, reply)
-        self._complete(reply)
-        self.sink.reply(reply)
+        self._replied(engine, [reply])
         self._end_if_idle()
+
+    def _replied(self, engine: _Engine | None, replies: Sequence[Reply]) -> None:
+        """Requests of ours, or of others, have their replies."""
+        if engine is not None:
+            replies = [reply for reply in replies if not self._given_back(engine, reply)]
+            with self._lock:
+                engine.moved = time.monotonic()
+                for reply in replies:
+                    engine.sent.pop(reply.msg_id, None)
+                    engine.announced.discard(reply.msg_id)
+            self._placer.finished([reply.msg_id for reply in replies])
+        for reply in replies:
+            self._complete(reply)
+            self.sink.reply(reply)
+
+    def _given_back(self, engine: _Engine, reply: Reply) -> bool:
+        """Whether an engine refuses what it gave back before."""
+        with self._lock:
+            if reply.status != "aborted" or reply.msg_id not in engine.released:
+                return False
+            engine.released.discard(reply.msg_id)
+            return True
 
     # -- requests ----------------------------------------------------------------------
 
@@ -312,72 +346,122 @@ class RayBackend:
         try:
             if engine is None:
                 raise EngineError("no such engine")
-            for request in requests:
-                self.call(engine, request)
+            self._give(engine, requests)
         except EngineError as error:
             self.sink.engine_down(key, str(error))
 
-    def call(self, engine: _Engine, request: Request) -> None:
-        """Send one request to an engine.
+    def _give(self, engine: _Engine, requests: Sequence[Request]) -> None:
+        """Have requests leave for an engine.
 
         Raises
         ------
         EngineError
             When the process is not connected any more.
         """
-        msg_id = request.msg_id
-        if self._in_band:
-            request.header["in_band"] = True
-        head, function, arguments = pack_request(request)
-        natives = pack_natives(request.natives)
+        now = time.monotonic()
         with self._connected():
             with self._lock:
-                engine.sent[msg_id] = (request, time.monotonic())
-            if request.header.get("nested"):
-                # for an engine that may be waiting: its actor takes no call meanwhile
-                packed = {"request": (head, function, arguments), "natives": natives}
-                engine.announced.add(msg_id)
-                self._registry.ask.remote(self.sink.session, -1, engine.info.key, "nested", packed)
-                self._something_sent.set()
-                return
-            run = engine.handle.run.options(name=request.name, num_returns=2)
-            reply, apart = run.remote(head, function, arguments, natives)
+                if not engine.sent:
+                    engine.moved = now
+                for request in requests:
+                    if self._in_band:
+                        request.header["in_band"] = True
+                    engine.sent[request.msg_id] = (request, now)
+            direct = [r for r in requests if not r.header.get("nested")]
+            for request in requests:
+                if request.header.get("nested"):
+                    self._ask_to_run(engine, request)
+            if direct and engine.outbox.add(direct):
+                self._events.put(lambda: None)  # for the thread to see when it has to leave
+        if not self._something_sent.is_set():
+            self._something_sent.set()
+        for request in direct:
+            if request.header.get("track"):
+                self._events.put(functools.partial(self.sink.sent, request.msg_id))
+            else:
+                self.sink.sent(request.msg_id)
+
+    def _ask_to_run(self, engine: _Engine, request: Request) -> None:
+        """Send a request to an engine that may be waiting: its actor takes no call meanwhile."""
+        packed = {"request": pack_request(request), "natives": pack_natives(request.natives)}
+        with self._lock:
+            engine.announced.add(request.msg_id)
+        self._registry.ask.remote(self.sink.session, -1, engine.info.key, "nested", packed)
+
+    def call(self, engine: _Engine, call: Call) -> None:
+        """Call an engine's actor; for its outbox."""
+        name = call.name
+        with self._connected():
+            apart = None
+            if call.shared:
+                reply = engine.handle.run_all.options(name=name).remote(*call.arguments)
+            else:
+                run = engine.runs.get(name)
+                if run is None:
+                    if len(engine.runs) >= NAMES:
+                        engine.runs.clear()
+                    run = engine.handle.run.options(name=name, num_returns=2)
+                    engine.runs[name] = run
+                reply, apart = run.remote(*call.arguments)
             replied = reply.future()
-        self._something_sent.set()
-        if request.header.get("track"):
-            self._events.put(lambda: self.sink.sent(msg_id))
-        else:
-            self.sink.sent(msg_id)
         replied.add_done_callback(
-            lambda future: self._events.put(lambda: self._returned(engine, msg_id, future, apart))
+            lambda future: self._events.put(lambda: self._returned(engine, call, future, apart))
         )
 
-    def _returned(self, engine: _Engine, msg_id: str, call: Future[Any], apart: Any) -> None:
+    def _leave(self, engine: _Engine) -> None:
+        """Let what waits for an engine leave."""
+        try:
+            engine.outbox.flush()
+        except EngineError as error:  # somebody called ray.shutdown()
+            self.sink.engine_down(engine.info.key, str(error))
+
+    def _returned(self, engine: _Engine, call: Call, done: Future[Any], apart: Any) -> None:
         """A call of an engine's actor ended."""
-        failure = call.exception()
-        with self._lock:
-            engine.sent.pop(msg_id, None)
-            engine.announced.discard(msg_id)
+        failure = done.exception()
         if failure is None:
-            head, late = call.result()
-            for event in late:
-                self._output(msg_id, unpack_output(*event))
-            if isinstance(head[5], int):
-                apart = _Result(apart, head[5], self)
-            reply = unpack_reply(head, apart)
-            self._complete(reply)
-            self._placer.finished(msg_id, reply)
-            self.sink.reply(reply)
-        elif isinstance(failure, RayTaskError):
-            self._fail(engine, msg_id, f"its engine could not run it: {failure}")
+            if call.shared:
+                said = pickle.loads(done.result())
+            else:
+                head, late = done.result()
+                said = [("output", head[0], *event) for event in late]
+                if isinstance(head[5], int):
+                    apart = _Result(apart, head[5], self)
+                said.append(("reply", head, apart))
+            for kind, *fields in said:
+                if kind == "output":
+                    msg_id, *event = fields
+                    self._output(msg_id, unpack_output(*event))
+            replies = [unpack_reply(*fields) for kind, *fields in said if kind == "reply"]
+            with self._lock:
+                for reply in replies:
+                    if reply.msg_id in engine.sent:
+                        self.pace.note(engine.sent[reply.msg_id][0].name, reply)
+            # the engine has more to do before its client has what it did
+            engine.outbox.returned()
+            self._leave(engine)
+            self._replied(engine, replies)
+        else:
+            self._failed(engine, call, failure)
+            engine.outbox.returned()
+            self._leave(engine)
+        if engine.deadline is not None:
+            self._bury(0)
+        self._end_if_idle()
+
+    def _failed(self, engine: _Engine, call: Call, failure: BaseException) -> None:
+        """A call of an engine's actor did not end as calls do."""
+        with self._lock:
+            ids = [r.msg_id for r in call.requests if r.msg_id not in engine.released]
+            left = [msg_id for msg_id in ids if engine.sent.pop(msg_id, None) is not None]
+            engine.announced.difference_update(ids)
+        if isinstance(failure, RayTaskError):
+            for msg_id in left:
+                self._fail(engine, msg_id, f"its engine could not run it: {failure}")
         elif engine.deadline is None:
             # what became of it, the registry will know
             patience = LAST_WORDS if isinstance(failure, ActorDiedError) else OUTAGE
             engine.deadline = time.monotonic() + patience
             engine.symptom = registry.why(failure)
-        if engine.deadline is not None:
-            self._bury(0)
-        self._end_if_idle()
 
     def _fail(self, engine: _Engine, msg_id: str, why: str) -> None:
         content = {
@@ -390,9 +474,7 @@ class RayBackend:
                 "method": "apply",
             },
         }
-        reply = Reply(msg_id, "error", engine.info.key, content=content)
-        self._placer.finished(msg_id, reply)
-        self.sink.reply(reply)
+        self._replied(engine, [Reply(msg_id, "error", engine.info.key, content=content)])
 
     def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         self._placer.submit(requests, candidates)
@@ -429,6 +511,7 @@ class RayBackend:
         if self._in_band:
             request.header["in_band"] = True
         with self._connected():
+            engine.outbox.flush()  # what was sent before comes before
             run = engine.handle.run.options(name=request.name, num_returns=2)
             reply, apart = run.remote(*pack_request(request))
         return Kept(reply, apart, engine.info.id)
@@ -454,6 +537,8 @@ class RayBackend:
 
     def _ask(self, call_id: int, engine: _Engine | None, op: str, args: dict[str, Any]) -> None:
         me = self.sink.session
+        for waiting in list(self._engines.values()):
+            waiting.outbox.flush()  # what was sent before comes before
         if engine is not None:
             # what waits in Ray's queue counts, too
             args["announced"] = self._unannounced(engine, 0)
@@ -511,7 +596,8 @@ class RayBackend:
                 noted = bool(waiting)
                 with self._lock:
                     told = all(len(e.announced) == len(e.sent) for e in self._engines.values())
-                if told and not noted:
+                balanced = self._placer.take_back()
+                if told and not (noted or balanced):
                     break
 
     def _announce(self) -> None:
@@ -580,6 +666,34 @@ class RayBackend:
         """How many requests of ours an engine has."""
         return len(engine.sent)
 
+    def unanswered(self, engine: _Engine) -> list[str]:
+        """Ids of the requests of ours that an engine has, oldest first."""
+        with self._lock:
+            return list(engine.sent)
+
+    def stuck(self, engine: _Engine) -> bool:
+        """Whether an engine has been at one request for long."""
+        return bool(engine.sent) and time.monotonic() - engine.moved > ANNOUNCE
+
+    def release(self, engine: _Engine, msg_ids: Sequence[str]) -> Future[list[str]]:
+        """Have an engine give back requests that it has not begun; which it does."""
+        released: Future[list[str]] = Future()
+        with self._lock:
+            engine.released.update(msg_ids)
+
+        def take(answer: Future[Any]) -> None:
+            back = [] if answer.exception() else list(answer.result())
+            with self._lock:
+                engine.released.difference_update(set(msg_ids).difference(back))
+                for msg_id in back:
+                    engine.sent.pop(msg_id, None)
+                    engine.announced.discard(msg_id)
+            released.set_result(back)
+
+        asked = self.control(engine.info.key, "release", {"msg_ids": list(msg_ids)})
+        asked.add_done_callback(take)
+        return released
+
     def _alive(self) -> bool:
         return self._session is not None and self._session.alive
 
@@ -599,6 +713,8 @@ class RayBackend:
             self._session.leave()
             return
         self._placer.close()
+        for engine in self.engines():
+            self._leave(engine)
         # a request goes on without its client, but not without the connection it was sent by:
         # Ray drops what a process that disconnects has waiting
         self._events.put(self._end_if_idle)

@@ -1,12 +1,14 @@
 """Calls that may run on any engine: kept here until one is free.
 
 Ray places tasks on workers, but calls of actors only where they are told.  So each client
-gives its calls to the engine that has least to do for it, a few ahead when they are short,
-and one at a time when they are not: what an engine has not begun when it dies would be lost.
+gives its calls to the engine that has least to do for it: a few milliseconds of work ahead when
+they are short, and one at a time when they are not, for what an engine has not begun when it
+dies is lost.  What waits behind a call that takes unexpectedly long is taken back.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections import deque
@@ -16,15 +18,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pxcompat.protocol import Reply, Request
 
+from .outbox import AHEAD, MOST
+
 if TYPE_CHECKING:
     from .backend import RayBackend
 
 __all__ = ["Placer"]
 
-#: seconds of work that an engine is given ahead, so that it need not wait for us
-AHEAD = 0.01
-#: calls that an engine is given at most
-MOST = 8
+#: calls that an engine is given at most, as many as two calls of its actor take
+MOST_AHEAD = 2 * MOST
+#: seconds that a call takes from which on an engine is given one at a time
+LONG = 0.05
 
 GONE = "every engine that it was for is gone"
 
@@ -41,10 +45,8 @@ class Placer:
         self._backend = backend
         self._lock = threading.RLock()
         self._waiting: deque[_Waiting] = deque()
-        #: msg_id to the key of the engine that has it
-        self._placed: dict[str, str] = {}
-        #: seconds that a call takes, lately
-        self._duration: float | None = None
+        #: msg_id to the key of the engine that has it, and the request
+        self._placed: dict[str, tuple[str, _Waiting]] = {}
         self._turn = itertools.count()
 
     def submit(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
@@ -61,56 +63,91 @@ class Placer:
     def place(self) -> None:
         """Give engines what they have room for."""
         while (chosen := self._choose()) is not None:
-            engine, request = chosen
-            self._backend.sink.started(request.msg_id, engine.info.key)
-            self._backend.send(engine.info.key, [request])
+            engine, requests = chosen
+            for request in requests:
+                self._backend.sink.started(request.msg_id, engine.info.key)
+            self._backend.send(engine.info.key, requests)
 
-    def _choose(self) -> tuple[Any, Request] | None:
-        """The next request that an engine has room for, and the engine."""
+    def _choose(self) -> tuple[Any, list[Request]] | None:
+        """The engine with least to do, and the next requests that it has room for."""
         backend = self._backend
         with self._lock:
             if not self._waiting:
                 return None
-            room = self._room()
+            room = self._room(self._waiting[0].request.name)
             count = next(self._turn)
             engines = backend.engines()
             # those with least to do first; among equals each has its turn
-            turn = {e.info.key: (i - count) % len(engines) for i, e in enumerate(engines)}
             free = sorted(
-                (e for e in engines if backend.load(e) < room),
-                key=lambda e: (backend.load(e), turn[e.info.key]),
+                (load, (index - count) % len(engines), index)
+                for index, engine in enumerate(engines)
+                if (load := backend.load(engine)) < room and not backend.stuck(engine)
             )
-            if not free:
-                return None
-            for index, (request, candidates) in enumerate(self._waiting):
-                for engine in free:
-                    if candidates is None or engine.info.key in candidates:
-                        del self._waiting[index]
-                        self._placed[request.msg_id] = engine.info.key
-                        return engine, request
+            # few are shared out evenly
+            share = -(-len(self._waiting) // len(free)) if free else 0
+            for load, _, index in free:
+                engine = engines[index]
+                if taken := self._take(engine.info.key, min(room - load, share)):
+                    return engine, taken
             return None
 
-    def _room(self) -> int:
-        if self._duration is None:
-            return 1
-        return max(1, min(MOST, int(AHEAD / max(self._duration, 1e-4))))
+    def _take(self, key: str, most: int) -> list[Request]:
+        """The first that may run on an engine, no longer waiting."""
+        taken: list[Request] = []
+        passed: list[_Waiting] = []
+        while self._waiting and len(taken) < most:
+            waiting = self._waiting.popleft()
+            if waiting.candidates is None or key in waiting.candidates:
+                taken.append(waiting.request)
+                self._placed[waiting.request.msg_id] = (key, waiting)
+            else:
+                passed.append(waiting)
+        self._waiting.extendleft(reversed(passed))
+        return taken
 
-    def finished(self, msg_id: str, reply: Reply) -> None:
-        """A request, whether balanced or not, has its reply."""
+    def _room(self, name: str) -> int:
+        """How many calls of this name an engine may have."""
+        seconds = self._backend.pace.expected(name)
+        if seconds is None or seconds > LONG:
+            return 1
+        return max(2, min(MOST_AHEAD, int(2 * AHEAD / seconds)))
+
+    def finished(self, msg_ids: Sequence[str]) -> None:
+        """Requests, whether balanced or not, have their replies."""
         with self._lock:
-            ours = self._placed.pop(msg_id, None) is not None
-            if ours and reply.started is not None and reply.completed is not None:
-                took = max(0.0, reply.completed - reply.started)
-                # quick to believe in long ones, slow to believe in short ones
-                mean = took if self._duration is None else 0.8 * self._duration + 0.2 * took
-                self._duration = max(mean, took)
+            for msg_id in msg_ids:
+                self._placed.pop(msg_id, None)
         if self._waiting:
             self.place()
+
+    def take_back(self) -> bool:
+        """Take back what waits behind calls that take long; whether engines have any calls."""
+        backend = self._backend
+        engines = backend.engines()
+        stuck = [engine for engine in engines if backend.stuck(engine)]
+        if len(stuck) == len(engines):
+            stuck = []  # nobody else could run it now
+        for engine in stuck:
+            key = engine.info.key
+            behind = backend.unanswered(engine)[1:]  # the first of all is what it is at
+            with self._lock:
+                behind = [m for m in behind if m in self._placed and self._placed[m][0] == key]
+            if behind:
+                released = backend.release(engine, behind)
+                released.add_done_callback(functools.partial(self._taken_back, key))
+        return bool(self._placed)
+
+    def _taken_back(self, key: str, released: Future[list[str]]) -> None:
+        with self._lock:
+            for msg_id in reversed(released.result()):
+                if msg_id in self._placed and self._placed[msg_id][0] == key:
+                    self._waiting.appendleft(self._placed.pop(msg_id)[1])
+        self.place()
 
     def engine_gone(self, key: str) -> None:
         """An engine is gone, with what it had."""
         with self._lock:
-            for msg_id in [m for m, k in self._placed.items() if k == key]:
+            for msg_id in [m for m, (k, _) in self._placed.items() if k == key]:
                 del self._placed[msg_id]
         self._abandon()
         self.place()
@@ -151,7 +188,7 @@ class Placer:
             there: dict[str, list[str]] = {}
             for msg_id in wanted:
                 if msg_id in self._placed:
-                    there.setdefault(self._placed[msg_id], []).append(msg_id)
+                    there.setdefault(self._placed[msg_id][0], []).append(msg_id)
         for msg_id in here:
             self._backend.sink.reply(Reply(msg_id, "aborted"))
         cancelled: Future[list[str]] = Future()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import threading
+from collections import deque
 from typing import Any
 
 import ray
@@ -21,6 +23,9 @@ from .post import Letter, Post
 from .wire import pack_output, pack_reply, unpack_request
 
 __all__ = ["EngineActor"]
+
+#: requests of which an engine knows that it has begun them, whatever is purged
+BEGUN = 1000
 
 
 class _Mailed:
@@ -48,15 +53,20 @@ class _Mailed:
         self._post.send(Letter(self.session, ("reply", *packed), nbytes + 200))
 
 
-class _Called(_Mailed):
-    """The Origin of a request whose reply is what its call returns."""
-
-    answer: Reply
+class _Running(_Mailed):
+    """The Origin of a request that shares its call: its reply is returned with the others, or
+    goes by mail when they take long."""
 
     def output(self, msg_id: str, event: OutputEvent) -> None:
         super().output(msg_id, event)
         if threading.current_thread() is threading.main_thread():
             self._post.wait_for_room()  # who prints faster than the network has to wait
+
+
+class _Called(_Running):
+    """The Origin of a request whose reply is what its call returns."""
+
+    answer: Reply
 
     def reply(self, reply: Reply) -> None:
         self.answer = reply
@@ -104,6 +114,8 @@ class EngineActor:
         self._engine.native = self._me = ray.get_runtime_context().current_actor
         self._registry = registry
         self._post = Post(registry)
+        #: the latest requests, also when nothing else is remembered of them
+        self._begun: deque[str] = deque(maxlen=BEGUN)
         self._active = contextlib.ExitStack()
         # the user's start-up files run here: what cannot start up is never offered to anybody
         self._active.enter_context(self._engine.active())
@@ -131,9 +143,23 @@ class EngineActor:
         origin = _Called(self._post, request.header["client"])
         # in the object store; the engine has its copy
         del function, arguments, natives
+        self._begun.append(request.msg_id)
         self._engine.run_now(request, origin)
         reply, apart = pack_reply(origin.answer, in_band=request.header.get("in_band", False))
-        return (reply, self._post.take_back(origin.session, request.msg_id)), apart
+        late = self._post.take_back(origin.session, {request.msg_id})
+        return (reply, [message[2:] for message in late]), apart
+
+    def run_all(self, packed: bytes) -> bytes:
+        """Run requests that share a call, one after the other; what there is to say of them that
+        has not been said by mail."""
+        client, msg_ids = "", set()
+        for fields in pickle.loads(packed):
+            request = unpack_request(*fields)
+            client = request.header["client"]
+            msg_ids.add(request.msg_id)
+            self._begun.append(request.msg_id)
+            self._engine.run_now(request, _Running(self._post, client))
+        return pickle.dumps(self._post.take_back(client, msg_ids), protocol=5)
 
     def run_queued(self) -> None:
         """Run nested requests (see ``pxcompat.engine.nested``) that came while this thread was
@@ -172,6 +198,8 @@ class EngineActor:
         engine.announce([unpack_request(head) for head in args.pop("announced", ())], origin)
         if question == "cancel":
             return engine.cancel(args["msg_ids"])
+        if question == "release":
+            return engine.release([m for m in args["msg_ids"] if m not in self._begun])
         if question == "status":
             return engine.status()
         if question == "query":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import ray
@@ -36,6 +38,14 @@ class Letter(NamedTuple):
     message: tuple[Any, ...]
     nbytes: int
 
+    @property
+    def msg_id(self) -> str | None:
+        """The request that it is about."""
+        kind, about, *_ = self.message
+        if kind == "output":
+            return str(about)
+        return str(about[0]) if kind == "reply" else None
+
 
 class Post:
     """Sends letters through the registry, in order, one parcel at a time."""
@@ -43,17 +53,19 @@ class Post:
     def __init__(self, registry: Any) -> None:
         self._registry = registry
         self._changed = threading.Condition()
-        self._letters: deque[Letter] = deque()
+        #: letters, and when they were given
+        self._letters: deque[tuple[float, Letter]] = deque()
         self._nbytes = 0
+        self._asleep = False
         self._thread = threading.Thread(target=self._run, name="pxcompat-post", daemon=True)
         self._thread.start()
 
     def send(self, letter: Letter) -> None:
         """Send a letter; thread-safe, does not block."""
         with self._changed:
-            self._letters.append(letter)
+            self._letters.append((time.monotonic(), letter))
             self._nbytes += letter.nbytes
-            if len(self._letters) == 1:
+            if self._asleep or self._nbytes >= ROOM:
                 self._changed.notify_all()
 
     def wait_for_room(self) -> None:
@@ -62,30 +74,36 @@ class Post:
             while self._nbytes > ROOM:
                 self._changed.wait(1)
 
-    def take_back(self, session: str, msg_id: str) -> list[tuple[Any, ...]]:
-        """The output of a request that has not left yet, for its reply to take along."""
+    def take_back(self, session: str, msg_ids: Collection[str]) -> list[tuple[Any, ...]]:
+        """What there is about requests that has not left yet, for their call to take along."""
+        mine: list[tuple[Any, ...]] = []
         with self._changed:
-            mine = [
-                letter
-                for letter in self._letters
-                if letter.session == session and letter.message[:2] == ("output", msg_id)
-            ]
-            if mine:
-                self._letters = deque(letter for letter in self._letters if letter not in mine)
-                self._nbytes -= sum(letter.nbytes for letter in mine)
-        return [letter.message[2:] for letter in mine]
+            if not self._letters:
+                return mine
+            others: deque[tuple[float, Letter]] = deque()
+            for item in self._letters:
+                letter = item[1]
+                if letter.session == session and letter.msg_id in msg_ids:
+                    mine.append(letter.message)
+                    self._nbytes -= letter.nbytes
+                else:
+                    others.append(item)
+            self._letters = others
+        return mine
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 while not self._letters:
+                    self._asleep = True
                     self._changed.wait()
-                if self._nbytes < ROOM:
-                    self._changed.wait(PATIENCE)
-                parcel = list(self._letters)
+                self._asleep = False
+                left = self._letters[0][0] + PATIENCE - time.monotonic()
+                if left > 0 and self._nbytes < ROOM:
+                    self._changed.wait(left)
+                    continue
+                parcel = [letter for _, letter in self._letters]
                 self._letters.clear()
-            if not parcel:
-                continue
             try:
                 # the registry's answer is the permission to send more
                 ray.get(self._registry.tell.remote(parcel))

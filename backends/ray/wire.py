@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pxcompat.protocol import Frames, OutputEvent, Reply, Request
+from pxcompat.serialize.memory import owned
 
 __all__ = [
     "LARGE",
@@ -49,7 +50,10 @@ class StoredFrames:
 
 def size(frames: Frames | None) -> int:
     """Bytes in all."""
-    return sum(memoryview(frame).nbytes for frame in frames or ())
+    return sum(
+        len(frame) if isinstance(frame, bytes) else memoryview(frame).nbytes
+        for frame in frames or ()
+    )
 
 
 def pack_frames(frames: Frames | StoredFrames | None, *, in_band: bool = False) -> Any:
@@ -72,7 +76,7 @@ def unpack_frames(field: Sequence[Any] | None, *, copy: bool = True) -> Frames |
     if field is None:
         return None
     buffers = (memoryview(buffer) for buffer in field[1:])
-    return [field[0], *(bytearray(b) if copy else b.toreadonly() for b in buffers)]
+    return [field[0], *(owned(b) if copy else b.toreadonly() for b in buffers)]
 
 
 def pack_request(request: Request) -> tuple[Any, Any, Any]:

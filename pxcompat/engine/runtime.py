@@ -141,6 +141,7 @@ class Engine:
         with self._lock:
             task = self._tasks.get(msg_id)
             if msg_id in self._refused:
+                del self._refused[msg_id]  # it may be sent again
                 task = None
             elif task is not None:  # announced before
                 task.announced = False
@@ -470,6 +471,24 @@ class Engine:
         for task in cancelled:
             self._finish(task, Reply(task.request.msg_id, "aborted", self.key))
         return answer
+
+    def release(self, msg_ids: Sequence[str]) -> list[str]:
+        """Give back requests that have not begun, for others to run; which.
+
+        For backends that keep them: the requests are refused when they come.
+        """
+        released = []
+        with self._lock:
+            for msg_id in msg_ids:
+                task = self._tasks.get(msg_id)
+                if task is None and msg_id not in self._records:
+                    released.append(msg_id)
+                elif task is not None and task.announced:
+                    del self._tasks[msg_id]
+                    self._records.drop(msg_id)
+                    released.append(msg_id)
+            self._refused.update(dict.fromkeys(released))
+        return released
 
     def status(self) -> dict[str, Any]:
         """How busy the engine is: ids of queued requests and of the running one, and the

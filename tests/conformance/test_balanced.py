@@ -56,6 +56,59 @@ def test_unordered_results_come_as_they_are_done(lbv: ipp.LoadBalancedView, tmp_
     assert next(results) == 0
 
 
+@ipp.interactive
+def quick_or_held(args: Any) -> Any:
+    import os
+    import time
+
+    n, path = args
+    deadline = time.monotonic() + 30
+    while path and not os.path.exists(path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return n
+
+
+def test_one_slow_call_among_many_short_ones_holds_nobody_back(
+    lbv: ipp.LoadBalancedView, tmp_path: Any
+) -> None:
+    lbv.map_sync(quick_or_held, [(n, "") for n in range(50)])  # known to be short
+    go = tmp_path / "go"
+    items = [(n, str(go) if n == 150 else "") for n in range(300)]
+    results = iter(lbv.map_async(quick_or_held, items, ordered=False))
+    others = [next(results) for _ in range(299)]
+    assert not go.exists() and sorted(others) == [n for n in range(300) if n != 150]
+    go.touch()
+    assert next(results) == 150
+
+
+def test_each_runs_once_however_they_are_placed(
+    lbv: ipp.LoadBalancedView, rc: ipp.Client, tmp_path: Any
+) -> None:
+    @ipp.interactive
+    def noted(args: Any) -> None:
+        import os
+
+        n, folder, ready = args
+        with open(os.path.join(folder, f"{n}-{os.getpid()}"), "x"):
+            pass
+        quick_or_held((n, ready))
+
+    rc[:].push({"quick_or_held": quick_or_held}, block=True)
+    folder = str(tmp_path)
+    lbv.map_sync(noted, [(n, folder, "") for n in range(50)])
+    go = tmp_path / "go"
+    held = {60, 130, 131, 250}
+    items = [(n, folder, str(go) if n in held else "") for n in range(50, 300)]
+    results = iter(lbv.map_async(noted, items, ordered=False))
+    if len(rc) < 2:
+        go.touch()
+    next(results)
+    go.touch()
+    assert len(list(results)) == 249
+    ran = [name.partition("-")[0] for name in map(str, (p.name for p in tmp_path.iterdir()))]
+    assert sorted(int(n) for n in ran if n != "go") == list(range(300))
+
+
 def test_imap_takes_an_endless_iterator(lbv: ipp.LoadBalancedView) -> None:
     gen = lbv.imap(lambda x: x * 2, itertools.count(), max_outstanding=4)
     assert [next(gen) for _ in range(10)] == [2 * n for n in range(10)]

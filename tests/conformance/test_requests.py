@@ -48,6 +48,26 @@ def test_requests_run_in_the_order_sent(e0: ipp.DirectView) -> None:
     assert e0["seen"] == list(range(300))
 
 
+def test_replies_do_not_wait_for_a_slow_request_behind_them(
+    e0: ipp.DirectView, tmp_path: Any
+) -> None:
+    @ipp.interactive
+    def maybe(n: int, path: str) -> int:
+        if path:
+            held(path)  # type: ignore[name-defined]  # noqa: F821  the engine's
+        return n
+
+    e0["held"] = hold
+    for ar in [e0.apply_async(maybe, n, "") for n in range(50)]:
+        ar.get(PATIENCE)  # known to be short
+    go = tmp_path / "go"
+    results = [e0.apply_async(maybe, n, str(go) if n == 60 else "") for n in range(100)]
+    assert [ar.get(PATIENCE) for ar in results[:60]] == list(range(60))
+    assert not any(ar.ready() for ar in results[60:])
+    go.touch()
+    assert [ar.get(PATIENCE) for ar in results] == list(range(100))
+
+
 def test_apply_and_execute_share_one_order(e0: ipp.DirectView) -> None:
     e0["seen"] = []
     for n in range(0, 20, 2):

@@ -391,6 +391,24 @@ def test_a_queued_request_can_be_cancelled_and_never_runs(on):
     assert on.me.replied().count(queued) == 1
 
 
+def test_what_is_on_its_way_can_be_given_back_and_is_refused_once(on):
+    coming, announced = (
+        on.request("execute", content={"code": "1", "silent": True}) for _ in range(2)
+    )
+    on.engine.announce([announced], on.me)
+    done = on.execute("1", silent=True)
+    on.me.wait(done)
+    ids = [coming.msg_id, announced.msg_id]
+    assert on.engine.release([done, *ids]) == ids
+    assert on.engine.status()["queue"] == []
+    for request in (coming, announced):
+        on.engine.submit(request, on.me)
+        assert on.me.wait(request.msg_id).status == "aborted"
+    on.me.said.clear()
+    on.engine.submit(coming, on.me)  # sent again: nobody else wanted it
+    assert on.me.wait(coming.msg_id).status == "ok"
+
+
 def test_what_is_announced_counts_as_queued_and_can_be_cancelled(on):
     coming, cancelled = (
         on.request("execute", content={"code": f"{name} = 1", "silent": False})

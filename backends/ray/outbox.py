@@ -1,0 +1,180 @@
+"""A client's requests on their way to one engine: which go alone, and which share a call.
+
+A call of an actor costs Ray a fixed while, however little it asks for.  So requests that are
+known to be short share one, where several wait; everything else goes by itself.  Nothing waits
+longer than :data:`HOLD`, and nothing at all where the engine has little to do.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pxcompat.protocol import Reply, Request
+
+from .objects import pack_natives
+from .wire import StoredFrames, pack_request, size
+
+__all__ = ["AHEAD", "Call", "Outbox", "Pace"]
+
+#: seconds of work that share a call at most
+AHEAD = 0.01
+#: seconds that a request takes at least, with all that is done for it
+LEAST = 1e-4
+#: requests that share a call at most, and bytes of their arguments
+MOST = 100
+MOST_BYTES = 64 * 1024
+#: calls of an engine under way from which on what is sent to it may wait for more
+BUSY = 2
+#: seconds that it waits at most
+HOLD = 0.005
+#: kinds of requests remembered
+KINDS = 1000
+
+
+class Pace:
+    """How long requests take, lately, by what they are called.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._seconds: OrderedDict[str, float] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def note(self, name: str, reply: Reply) -> None:
+        """A request of this name has its reply."""
+        if reply.started is None or reply.completed is None:
+            return
+        took = max(LEAST, reply.completed - reply.started)
+        if isinstance(reply.result, StoredFrames):
+            took = AHEAD  # too large to share what its call returns
+        with self._lock:
+            before = self._seconds.pop(name, took)
+            # quick to believe in long ones, slow to believe in short ones
+            self._seconds[name] = max(took, 0.8 * before + 0.2 * took)
+            if len(self._seconds) > KINDS:
+                self._seconds.popitem(last=False)
+
+    def expected(self, name: str) -> float | None:
+        """Seconds that one of this name will take; None when none has been seen."""
+        return self._seconds.get(name)
+
+
+class Call(NamedTuple):
+    """One call of an engine's actor: a request alone, or several packed into one argument."""
+
+    requests: list[Request]
+    arguments: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """What a dashboard shows."""
+        return ",".join(dict.fromkeys(request.name for request in self.requests))
+
+    @property
+    def shared(self) -> bool:
+        return len(self.requests) > 1
+
+
+class _Packed(NamedTuple):
+    request: Request
+    arguments: tuple[Any, ...]
+    nbytes: int  # -1: goes alone
+
+
+class Outbox:
+    """Requests that were given for one engine and have not left.
+
+    Parameters
+    ----------
+    pace
+        What is known of requests' durations.
+    leave
+        Sends a call; may not raise but EngineError.
+
+    Attributes
+    ----------
+    due
+        When what waits has to leave, by ``time.monotonic``; None when nothing waits.
+    """
+
+    def __init__(self, pace: Pace, leave: Callable[[Call], None]) -> None:
+        self._pace = pace
+        self._leave = leave
+        self._waiting: deque[_Packed] = deque()
+        #: held while requests leave, so that they do in order
+        self._lock = threading.RLock()
+        self._under_way = 0
+        self.due: float | None = None
+
+    def add(self, requests: list[Request]) -> bool:
+        """Take requests; whether some have to wait, where none did before."""
+        packed = [_pack(request) for request in requests]
+        with self._lock:
+            waited = self.due is not None
+            self._waiting.extend(packed)
+            # large ones are not copied but by Ray, and their owner may be about to change them
+            if (
+                self._under_way < BUSY
+                or len(self._waiting) >= MOST
+                or any(item.nbytes < 0 for item in packed)
+            ):
+                self._flush()
+            elif not waited:
+                self.due = time.monotonic() + HOLD
+                return True
+        return False
+
+    def returned(self) -> None:
+        """A call of the engine's actor has ended."""
+        with self._lock:
+            self._under_way -= 1
+            self._flush()
+
+    def flush(self) -> None:
+        """Let everything leave."""
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
+        self.due = None
+        while self._waiting:
+            call = self._next()
+            self._under_way += 1
+            self._leave(call)
+
+    def _next(self) -> Call:
+        first = self._waiting.popleft()
+        together = [first]
+        seconds = self._pace.expected(first.request.name)
+        if seconds is not None and first.nbytes >= 0:
+            nbytes = first.nbytes
+            while self._waiting and len(together) < MOST:
+                next = self._waiting[0]
+                more = self._pace.expected(next.request.name)
+                if more is None or next.nbytes < 0:
+                    break
+                seconds, nbytes = seconds + more, nbytes + next.nbytes
+                if seconds > AHEAD or nbytes > MOST_BYTES:
+                    break
+                together.append(self._waiting.popleft())
+        if len(together) == 1:
+            return Call([first.request], first.arguments)
+        # one pickle, in which what they have in common, as a map's function, is there once
+        packed = pickle.dumps([item.arguments for item in together], protocol=5)
+        return Call([item.request for item in together], (packed,))
+
+
+def _pack(request: Request) -> _Packed:
+    """Pack a request; its buffers are its owner's again, but for those of large ones."""
+    nbytes = 0
+    for frames in (request.function, request.arguments):
+        if isinstance(frames, StoredFrames):
+            nbytes = -1
+            break
+        nbytes += size(frames)  # type: ignore[arg-type]
+    if request.natives:  # Ray is to see them
+        return _Packed(request, (*pack_request(request), pack_natives(request.natives)), -1)
+    return _Packed(request, pack_request(request), -1 if nbytes > MOST_BYTES else nbytes)

@@ -1,0 +1,132 @@
+"""Which requests share a call of an engine's actor; told by hand what Ray would say."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from typing import Any
+
+import pytest
+
+from pxcompat.backends.ray.outbox import AHEAD, BUSY, HOLD, MOST, MOST_BYTES, Call, Outbox, Pace
+from pxcompat.backends.ray.wire import StoredFrames
+from pxcompat.protocol import Reply, Request
+
+
+@pytest.fixture
+def pace() -> Pace:
+    return Pace()
+
+
+@pytest.fixture
+def calls() -> list[Call]:
+    return []
+
+
+@pytest.fixture
+def outbox(pace: Pace, calls: list[Call]) -> Outbox:
+    return Outbox(pace, calls.append)
+
+
+def request(n: int, label: str = "short", arguments: Any = None) -> Request:
+    return Request(f"c_{n}", "apply", label, {}, [b"f"], arguments or [b"x"], {"client": "c"})
+
+
+def known(pace: Pace, label: str, seconds: float) -> None:
+    pace.note(f"px:apply:{label}", Reply("c_0", "ok", "e", 10.0, 10.0 + seconds))
+
+
+def ids(calls: list[Call]) -> list[list[int]]:
+    return [[int(r.msg_id[2:]) for r in call.requests] for call in calls]
+
+
+def busy(outbox: Outbox, calls: list[Call]) -> None:
+    """Have as many calls under way as there are before requests wait."""
+    for n in range(BUSY):
+        outbox.add([request(1000 + n, "unknown")])
+    assert len(calls) == BUSY
+    calls.clear()
+
+
+def test_an_idle_engine_has_its_request_at_once(outbox, calls):
+    assert not outbox.add([request(0)])
+    assert ids(calls) == [[0]] and outbox.due is None
+
+
+def test_short_ones_that_wait_share_a_call(outbox, calls, pace):
+    known(pace, "short", 0.0001)
+    busy(outbox, calls)
+    before = time.monotonic()
+    assert outbox.add([request(0)])  # to be looked after
+    assert not outbox.add([request(1)])
+    assert not calls and before <= outbox.due - HOLD <= time.monotonic()
+    outbox.returned()
+    outbox.flush()
+    assert ids(calls) == [[0, 1]] and outbox.due is None
+    assert [fields[0][0] for fields in pickle.loads(calls[0].arguments[0])] == ["c_0", "c_1"]
+    assert calls[0].name == "px:apply:short"
+
+
+def test_what_is_unknown_or_takes_long_goes_alone_and_in_order(outbox, calls, pace):
+    known(pace, "short", 0.0001)
+    known(pace, "long", 2 * AHEAD)
+    outbox.add(
+        [
+            request(n, label)
+            for n, label in enumerate(["short", "short", "new", "short", "long", "short", "short"])
+        ]
+    )
+    assert ids(calls) == [[0, 1], [2], [3], [4], [5, 6]]
+
+
+def test_a_call_has_a_few_milliseconds_of_work(outbox, calls, pace):
+    known(pace, "some", AHEAD / 4)
+    known(pace, "short", 0)
+    outbox.add([request(n, "some") for n in range(6)])
+    assert ids(calls) == [[0, 1, 2, 3], [4, 5]]
+    calls.clear()
+    outbox.add([request(n) for n in range(MOST + 10)])
+    outbox.flush()
+    assert ids(calls) == [[*range(MOST)], [*range(MOST, MOST + 10)]]
+
+
+def test_one_that_took_long_is_believed_at_once(pace):
+    known(pace, "f", 0)
+    known(pace, "f", 1)
+    assert pace.expected("px:apply:f") == 1
+    known(pace, "f", 0)
+    assert 0.5 < pace.expected("px:apply:f") < 1
+
+
+def test_large_ones_leave_at_once_and_alone(outbox, calls, pace):
+    known(pace, "short", 0)
+    busy(outbox, calls)
+    large = bytearray(MOST_BYTES + 1)
+    stored = StoredFrames("ref", 10)
+    outbox.add([request(0)])
+    outbox.add([request(1, arguments=[b"p", large])])
+    assert ids(calls) == [[0], [1]]  # its owner may change it now
+    outbox.add([request(2, arguments=stored), request(3)])
+    assert ids(calls) == [[0], [1], [2], [3]]
+    assert calls[2].arguments[2] == "ref"
+    # arguments of middling size do not add up to a large call
+    calls.clear()
+    outbox.add([request(n, arguments=[b"p", bytearray(MOST_BYTES // 2 - 10)]) for n in range(3)])
+    outbox.flush()
+    assert ids(calls) == [[0, 1], [2]]
+
+
+def test_buffers_are_their_owners_again(outbox, calls, pace):
+    busy(outbox, calls)
+    mine = bytearray(b"before")
+    outbox.add([request(0, arguments=[b"p", mine])])
+    mine[:] = b"after!"
+    outbox.flush()
+    assert calls[0].arguments[2] == [b"p", b"before"]
+
+
+def test_large_results_share_no_call(outbox, calls, pace):
+    reply = Reply("c_0", "ok", "e", 10.0, 10.0, StoredFrames("ref", 1 << 20))
+    pace.note("px:apply:short", reply)
+    outbox.add([request(0), request(1)])
+    assert ids(calls) == [[0], [1]]
