@@ -450,6 +450,11 @@ class Client(Work):
         self._check_open()
         return self._dispatcher.apply(keys, f, args, label=label, map=map, header=header)
 
+    def _take_apart(self, obj: Any, keys: Sequence[str], *, copy: bool) -> Sequence[Any] | None:
+        """A collection of the backend's own in parts; None for anything else."""
+        self._check_open()
+        return self._backend.take_apart(obj, keys, copy=copy)
+
     def _submit_execute(
         self,
         key: str,

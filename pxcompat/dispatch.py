@@ -28,7 +28,7 @@ from .engine import calls
 from .engine.nested import NESTED, on_an_engine
 from .error import EngineDied, EngineError, TaskAborted, unwrap_exception
 from .futures import MessageFuture, Metadata
-from .objects import RemoteReference
+from .objects import Accepted, RemoteReference
 from .protocol import Backend, EngineInfo, Frames, Handle, LargeResult, OutputEvent, Reply, Request
 
 __all__ = ["Dispatcher", "Results"]
@@ -232,6 +232,8 @@ class Dispatcher:
                 for token, obj in pickled.natives.items():
                     if isinstance(obj, RemoteReference):
                         natives[token] = self._keep(obj, uses)
+                    elif isinstance(obj, Accepted):
+                        natives[token] = obj.native
                     else:
                         natives[token] = self.backend.accept(obj)
         return natives

@@ -7,7 +7,7 @@ from typing import Any
 
 from .serialize import Reference, register_native
 
-__all__ = ["RemoteReference"]
+__all__ = ["Accepted", "RemoteReference"]
 
 
 class RemoteReference(Reference):
@@ -47,4 +47,13 @@ class RemoteReference(Reference):
         return hash((RemoteReference, self.name, self.key))
 
 
+class Accepted:
+    """What a backend has accepted already (:meth:`.protocol.Backend.take_apart`), as an argument
+    of a request."""
+
+    def __init__(self, native: Any) -> None:
+        self.native = native
+
+
 register_native(RemoteReference)
+register_native(Accepted)

@@ -38,6 +38,7 @@ __all__ = [
     "LaunchSpec",
     "Launched",
     "OutputEvent",
+    "Part",
     "Provider",
     "Reply",
     "Request",
@@ -196,6 +197,26 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A value that an engine has set aside, to be part of a collection.
+
+    Attributes
+    ----------
+    key, engine
+        The engine's uuid and id.
+    token
+        What it is called in :attr:`pxcompat.engine.runtime.Engine.aside`.
+    description
+        See :func:`pxcompat.engine.parts.set_aside`.
+    """
+
+    key: str
+    engine: int
+    token: str
+    description: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """Where backends differ, declared; never asked by the name of a backend.
 
@@ -212,12 +233,16 @@ class Capabilities:
     put_threshold
         Values of at least so many bytes are worth :meth:`Backend.put` when they
         go to more than one engine.
+    collections
+        What a view's ``gather(to=...)`` calls the backend's own collections; empty where it
+        has none.
     """
 
     start_engines: bool = True
     signals: bool = True
     credentials: bool = False
     put_threshold: int = 1 << 20
+    collections: str = ""
 
 
 class EventSink(Protocol):
@@ -322,6 +347,30 @@ class Backend(Protocol):
         ------
         pxcompat.error.EngineError
             When the object is of another cluster, or lost.
+        """
+
+    def take_apart(self, obj: Any, keys: Sequence[str], *, copy: bool) -> Sequence[Any] | None:
+        """A collection of the backend's own as one native for each engine: its contiguous part,
+        computed there.  None when the object is none.
+
+        Without ``copy`` a part may be shared with whoever else has the collection's blocks.
+
+        Raises
+        ------
+        pxcompat.error.EngineError
+            When it is of another cluster.
+        ValueError
+            When it cannot be had in so many parts.
+        """
+
+    def put_together(self, name: str, parts: Sequence[Part]) -> Any:
+        """A collection of the backend's own over what engines have set aside; lazy, and of a
+        known size.  Copies nothing.
+
+        Raises
+        ------
+        ValueError
+            When the parts do not fit together.
         """
 
     def keep(self, key: str, request: Request, *, uses: int | None) -> Any:

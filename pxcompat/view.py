@@ -18,6 +18,7 @@ from .error import InvalidEngineId
 from .futures import MessageFuture
 from .mapping import as_sequence, dists
 from .objects import RemoteReference
+from .parts import Scattering, gather
 from .protocol import Frames
 from .remotefunction import ParallelFunction, getname
 from .syncimports import forward_imports
@@ -418,9 +419,12 @@ class DirectView(View):
         key : str
             The name to bind.
         seq : iterable
-            Lists, arrays and whatever has slices; others are read into a list.
+            Lists, arrays and whatever has slices; others are read into a list.  Not in
+            ipyparallel: a collection of the cluster's own (a dask array, dataframe, bag or list
+            of ``Delayed``), whose blocks are computed on the engines that bind them; on all of
+            them or, when one fails, on none.
         dist : {"b", "r"}
-            Contiguous parts, or round robin.
+            Contiguous parts, or round robin.  Collections: contiguous alone, in whole blocks.
         flatten : bool
             Whether a part of length 1 is bound as its item.
         targets, block : optional
@@ -434,8 +438,20 @@ class DirectView(View):
         -------
         AsyncResult
             None when blocking.
+
+        Raises
+        ------
+        ValueError
+            When a collection has fewer blocks than there are engines, or ``key`` is more than a
+            name for one.
+        EngineError
+            When a collection is of another cluster.
         """
         keys, ids = self._engines(targets)
+        own = self.client._copy if copy is None else copy
+        natives = self.client._take_apart(seq, keys, copy=own)
+        if natives is not None:
+            return self._scatter_natives(key, natives, dist, flatten, keys, ids, block)
         partition = dists[dist]().getPartition
         whole = as_sequence(seq)
         function = serialize.dumps(calls.push)
@@ -457,18 +473,79 @@ class DirectView(View):
             return result
         return None
 
+    def _scatter_natives(
+        self,
+        key: str,
+        natives: Sequence[Any],
+        dist: str,
+        flatten: bool,
+        keys: Sequence[str],
+        ids: list[int],
+        block: bool | None,
+    ) -> AsyncResult | None:
+        """Bind parts that the cluster has, or is to compute."""
+        if dist != "b" or not key.isidentifier():
+            raise ValueError(
+                "a collection of the cluster's own is bound to a plain name, in contiguous parts: "
+                f'not to {key!r} with dist={dist!r}, but to a name with dist="b"'
+            )
+        info = self._request_info(f"scatter:{key}", None, copy=False)  # copied there, if at all
+        scattering = Scattering(self.client, key, keys, natives, info, flatten=flatten)
+        self._sent(scattering.futures)
+        result = AsyncResult(
+            self.client, scattering.futures, fname="scatter", targets=ids, owner=True
+        )
+        if not (self.block if block is None else block):
+            return result
+        try:
+            scattering.wait(result)
+        except KeyboardInterrupt:
+            return result
+        return None
+
     def gather(
-        self, key: str, dist: str = "b", targets: Any = None, block: bool | None = None
+        self,
+        key: str,
+        dist: str = "b",
+        targets: Any = None,
+        block: bool | None = None,
+        to: str | None = None,
     ) -> Any:
         """Put together what :meth:`scatter` split.
+
+        Parameters
+        ----------
+        key : str
+            A name or expression.
+        dist : {"b", "r"}
+            As it was scattered.
+        targets, block : optional
+            Default ``self.targets``, ``self.block``.
+        to : str, optional
+            Not in ipyparallel.  ``"dask"``: nothing is brought here; the result is a
+            ``dask.array``, a ``dask.dataframe`` or, of anything else, a list of ``Delayed``, over
+            what the engines have, where they have it.  It is lazy, but for its shape, type and
+            divisions, which are asked of the engines, in their turn.
 
         Returns
         -------
         AsyncMapResult
             Or, when blocking: a list of lists' items, an array of arrays', a list otherwise.
+            With ``to``, whether blocking or not, the collection.
+
+        Raises
+        ------
+        ValueError
+            When these engines have no such collections, or the parts do not fit together.
         """
-        mapping = dists[dist]()
         keys, ids = self._engines(targets)
+        if to is not None:
+            known = self.client._backend.capabilities.collections
+            if to != known or dist != "b":
+                have = f"to={known!r} with dist='b'" if known else "without `to`"
+                raise ValueError(f"these engines gather {have}, not to={to!r} with dist={dist!r}")
+            return gather(self.client, key, keys, ids, self._request_info(f"gather:{key}", None))
+        mapping = dists[dist]()
         futures = self.client._submit_apply_many(
             keys,
             serialize.dumps(calls.pull),

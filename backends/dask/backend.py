@@ -27,12 +27,14 @@ from pxcompat.protocol import (
     EventSink,
     Frames,
     Handle,
+    Part,
     Request,
 )
 
 from ..answers import accepted, cancelled, converted
 from . import balanced
 from .channel import Channel, ChannelClosed
+from .collections import put_together, take_apart
 from .objects import Kept, RemoteFuture, accept
 from .process import security_of
 from .wire import Blob, Message, pack_request, unpack_output, unpack_reply, unpack_request
@@ -150,7 +152,7 @@ class DaskBackend:
         self._closed = False
         self.adopted = bool(info.get("adopt"))
         self.capabilities = Capabilities(
-            signals=not self.adopted, credentials=bool(info.get("security"))
+            collections="dask", signals=not self.adopted, credentials=bool(info.get("security"))
         )
         self.sink: EventSink
 
@@ -429,6 +431,19 @@ class DaskBackend:
 
     def accept(self, obj: Any) -> RemoteFuture:
         return accept(obj, self._client, self._info["address"])
+
+    def take_apart(self, obj: Any, keys: Sequence[str], *, copy: bool) -> Sequence[Any] | None:
+        engines = [self._engines[key].info for key in keys if key in self._engines]
+        if len(engines) < len(keys):
+            raise EngineError("an engine that was to have a part of it is gone")
+        return take_apart(obj, engines, self._client, self._info["address"], copy=copy)
+
+    def put_together(self, name: str, parts: Sequence[Part]) -> Any:
+        gone = [part.engine for part in parts if part.key not in self._engines]
+        if gone:
+            raise EngineError(f"engines {gone} are gone, with their parts of {name!r}")
+        addresses = {part.key: self._engines[part.key].info.address for part in parts}
+        return put_together(name, parts, addresses, self._client)
 
     def keep(self, key: str, request: Request, *, uses: int | None) -> Kept:
         engine = self._engines.get(key)

@@ -40,7 +40,7 @@ REMEMBERED = 10_000
 NEWS = 5
 LOST = "whoever held it let it go, or the workers that had it died"
 #: seconds to find out that nobody is at an engine's address any more
-REACH = 10
+REACH = 5
 
 
 class RemoteFuture:

@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from distributed import Worker, WorkerPlugin
@@ -22,6 +23,7 @@ from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 
 from .channel import Channel, ChannelClosed
+from .collections import serve_aside
 from .objects import Shelf
 from .observed import Observed
 from .wire import (
@@ -153,6 +155,7 @@ class Service:
         self.worker.handlers["pxcompat_engine"] = self.serve
         self.worker.handlers["pxcompat_blob"] = self.get_blob
         self.worker.handlers["pxcompat_take"] = self.shelf.serve
+        self.worker.handlers["pxcompat_aside"] = partial(serve_aside, self.engine.aside)
         self.worker.handlers["pxcompat_signal"] = self.signal
         self.worker.handlers["pxcompat_stop"] = self.stop
         self._observed.install()
@@ -163,7 +166,7 @@ class Service:
     async def close(self) -> None:
         """Say what is left to say and withdraw the offer; Dask calls this, as of every
         extension, when the worker closes."""
-        for name in ("engine", "blob", "take", "signal", "stop"):
+        for name in ("engine", "blob", "take", "aside", "signal", "stop"):
             self.worker.handlers.pop(f"pxcompat_{name}", None)
         self._observed.remove()
         await asyncio.gather(*(channel.finish(1) for channel in list(self._channels)))

@@ -29,6 +29,7 @@ from pxcompat.protocol import (
     Frames,
     Handle,
     OutputEvent,
+    Part,
     Reply,
     Request,
 )
@@ -497,6 +498,12 @@ class RayBackend:
 
     def accept(self, obj: Any) -> StoredObject:
         return accept(obj, self._info["address"])
+
+    def take_apart(self, obj: Any, keys: Sequence[str], *, copy: bool) -> Sequence[Any] | None:
+        return None
+
+    def put_together(self, name: str, parts: Sequence[Part]) -> Any:
+        raise ValueError("engines on Ray put no collections together")
 
     def keep(self, key: str, request: Request, *, uses: int | None) -> Kept:
         engine = self._engines.get(key)

@@ -29,7 +29,16 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pxcompat.error import BackendError, ConnectError, EngineError
-from pxcompat.protocol import Capabilities, EventSink, Frames, Handle, OutputEvent, Reply, Request
+from pxcompat.protocol import (
+    Capabilities,
+    EventSink,
+    Frames,
+    Handle,
+    OutputEvent,
+    Part,
+    Reply,
+    Request,
+)
 
 from .wire import StoredFrames, pack_frames, size, unpack_frames
 
@@ -283,6 +292,12 @@ class RelayBackend:
             "that this process is connected to; objects of the former are there in a process "
             "that connects to it first"
         )
+
+    def take_apart(self, obj: Any, keys: Sequence[str], *, copy: bool) -> Sequence[Any] | None:
+        return None
+
+    def put_together(self, name: str, parts: Sequence[Part]) -> Any:
+        raise ValueError("engines on Ray put no collections together")
 
     def keep(self, key: str, request: Request, *, uses: int | None) -> _Kept:
         kept = _Kept(next(self._numbers))

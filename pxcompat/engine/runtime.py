@@ -117,6 +117,10 @@ class Engine:
         self._drain: list[Callable[[], None]] = []
         #: the backend's own object for this engine, for users who ask for it
         self.native: Any = None
+        #: by token: (name, value, what it had before) of what may have to be undone
+        self.unsettled: dict[str, tuple[str, Any, Any]] = {}
+        #: by token: values that the backend is about to take
+        self.aside: dict[str, Any] = {}
         #: how a client on this engine connects to the engine's own cluster
         self.home: dict[str, Any] | None = None
 

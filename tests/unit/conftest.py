@@ -99,6 +99,9 @@ class FakeClient:
         finally:
             engine.set_current(None, process=False)
 
+    def _take_apart(self, obj: Any, keys: Sequence[str], *, copy: bool) -> None:
+        """No collections of a backend's own."""
+
     def _submit_apply(self, key: str, function: Any, arguments: Any, **kw: Any) -> Any:
         return self._submit(int(key.rpartition("-")[2]), function, arguments, **kw)
 
