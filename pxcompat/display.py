@@ -170,18 +170,24 @@ class ExecuteReply:
 
 
 class StreamPrinter:
-    """Prints pieces of several streams, each under a heading when the heading changes."""
+    """Prints pieces of several streams, each under a heading when the heading changes.
+
+    Attributes
+    ----------
+    heading : str
+        What is printed now would be read as under it; empty: under none.
+    """
 
     def __init__(self) -> None:
-        self._heading = ""
+        self.heading = ""
         self._at_line_start = True
 
     def print(self, text: str, heading: str, file: TextIO) -> None:
         """Print ``text``, unless it is empty, under ``heading``, unless that is empty."""
         if not text:
             return
-        if heading and heading != self._heading:
-            self._heading = heading
+        if heading and heading != self.heading:
+            self.heading = heading
             file.write(heading + "\n" if self._at_line_start else f"\n{heading}\n")
         file.write(text)
         self._at_line_start = text.endswith("\n")
@@ -190,12 +196,12 @@ class StreamPrinter:
         """Begin a new line, with a heading of its own, where one was begun."""
         if not self._at_line_start:
             file.write("\n")
-            self._at_line_start, self._heading = True, ""
+            self._at_line_start, self.heading = True, ""
 
     def interrupted(self, file: TextIO) -> None:
         """Something else is shown now: what follows needs a new line and a heading."""
         self.end_line(file)
-        self._heading = ""
+        self.heading = ""
 
 
 def displayed(

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import os
-import re
 import signal
 import sys
 import warnings
@@ -24,7 +23,9 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
+from .display import ANSI
 from .kernel import ARGV, DISPLAY_NAME
+from .transcript import IMAGES, Transcript
 
 __all__ = ["NotFit", "read", "run"]
 
@@ -32,9 +33,7 @@ __all__ = ["NotFit", "read", "run"]
 GRACE = 10.0
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}
 OUTPUTS = {"stream", "display_data", "update_display_data", "clear_output"}
-ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class NotFit(ValueError):
@@ -129,7 +128,8 @@ class _KernelManager(AsyncKernelManager):
 class _Client(NotebookClient):
     """Says what a cell's output is as it comes, also when it comes while another cell runs."""
 
-    on_output: Callable[[nbformat.NotebookNode], None]
+    on_output: Callable[[nbformat.NotebookNode, str | None], None]
+    on_update: Callable[[dict[str, Any], str], None]
 
     def keep_late_output(self, channels: Any) -> None:
         """From now on, output for a cell that has ended goes beneath that cell.
@@ -158,8 +158,14 @@ class _Client(NotebookClient):
     def output(self, outs: Any, msg: Any, display_id: Any, cell_index: int) -> Any:
         said = super().output(outs, msg, display_id, cell_index)
         if said is not None:
-            self.on_output(said)
+            self.on_output(said, display_id)
         return said
+
+    def process_message(self, msg: Any, cell: nbformat.NotebookNode, cell_index: int) -> Any:
+        if msg["msg_type"] == "update_display_data":
+            content = msg["content"]
+            self.on_update(content["data"], content["transient"]["display_id"])
+        return super().process_message(msg, cell, cell_index)
 
 
 class _Run:
@@ -178,7 +184,7 @@ class _Run:
         self.notebook = notebook
         self.output = output
         self.plots = output.with_name(f"{output.stem}_files")
-        self.show = show
+        self.transcript = Transcript() if show else None
         self.allow_errors = allow_errors
         self.manager: _KernelManager
         self.executing = False
@@ -226,6 +232,7 @@ class _Run:
             on_cell_error=self._on_error,
         )
         client.on_output = self._on_output
+        client.on_update = self._on_update
         channels = await client.async_start_new_kernel_client()
         client.keep_late_output(channels)
         try:
@@ -250,6 +257,8 @@ class _Run:
             await client.async_execute_cell(cell, index)
         finally:
             self.executing = False
+            if self.transcript is not None:
+                self.transcript.end_of_cell()
         if self.stopped_by is not None:
             return False
         if self.error is None or "raises-exception" in cell.metadata.get("tags", ()):
@@ -265,18 +274,20 @@ class _Run:
     ) -> None:
         self.error = execute_reply["content"]
 
-    def _on_output(self, output: nbformat.NotebookNode) -> None:
+    def _on_output(self, output: nbformat.NotebookNode, display_id: str | None) -> None:
         if output.output_type == "error":
             self.error_shown = True
             _show_error(output)
-        elif not self.show:
+        elif self.transcript is None:
             return
         elif output.output_type == "stream":
-            to = sys.stderr if output.name == "stderr" else sys.stdout
-            to.write(output.text)
-            to.flush()
-        elif "text/plain" in output.data and not IMAGES.keys() & output.data.keys():
-            print(output.data["text/plain"], flush=True)
+            self.transcript.stream(output.name, output.text)
+        else:
+            self.transcript.display(output.data, display_id)
+
+    def _on_update(self, data: dict[str, Any], display_id: str) -> None:
+        if self.transcript is not None:
+            self.transcript.display(data, display_id)
 
     # -- files -----------------------------------------------------------------
 
@@ -292,7 +303,7 @@ class _Run:
             self.plots.mkdir(exist_ok=True)
             file.write_bytes(data.encode() if kind.endswith("xml") else base64.b64decode(data))
             self.drawn += 1
-            if self.show:
+            if self.transcript is not None:
                 print(f"[plot: {file}]", flush=True)
 
     def _write(self) -> None:

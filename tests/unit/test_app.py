@@ -114,6 +114,17 @@ class TestScript:
 
 
 class TestNotebook:
+    def test_output_that_grows_is_shown_to_its_end(self, tmp_path: Path) -> None:
+        file = notebook(
+            tmp_path / "job.ipynb",
+            "from IPython.display import display\n"
+            "shown = display({'text/plain': '[stdout:0] one\\n'}, raw=True, display_id=True)\n"
+            "shown.update({'text/plain': '[stdout:0] one\\ntwo\\n'}, raw=True)",
+            "shown.update({'text/plain': '[stdout:0] one\\ntwo\\nthree\\n'}, raw=True)",
+        )
+        done = pxcompat("run", file)
+        assert done.stdout == "[stdout:0] \none\ntwo\n[stdout:0] \nthree\n"
+
     def test_outputs_and_plots_are_shown_and_saved(self, tmp_path: Path) -> None:
         file = notebook(
             tmp_path / "job.ipynb",
