@@ -314,5 +314,6 @@ def _add_grouping(parser: MagicArgumentParser) -> None:
         help="how to group output that was not streamed. type (default): every engine's stdout,"
         " then stderr, then displays; engine: all of one engine, then of the next;"
         " order: as type, but the first display of each engine, then the second; folded: as"
-        " type, with what is the same on several engines shown once, and not streamed",
+        " type, with what is the same on several engines, errors too, shown once, and not"
+        " streamed",
     )

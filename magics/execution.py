@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import error
-from ..display import show_outputs
+from ..display import show_folded_errors, show_outputs
 
 if TYPE_CHECKING:
     from ..asyncresult import AsyncResult
     from ..client import Client
     from .watch import Watch
 
-__all__ = ["Presentation", "collect", "wait"]
+__all__ = ["Presentation", "collect", "raise_error", "wait"]
 
 #: seconds to wait for the output of finished requests; it is on its way already
 OUTPUT_TIMEOUT = 10
@@ -88,9 +88,11 @@ def collect(
     if not how.stream:
         result.display_outputs(how.groupby)
     try:
-        result.get()
+        raise_error(result, folded=how.groupby == "folded" and not how.stream)
     except Exception as failure:
-        shown = how.stream and errors and _streamed(result, failure)
+        shown = isinstance(failure, error.AlreadyDisplayedError) or (
+            how.stream and errors and _streamed(result, failure)
+        )
         if late is not None:
             raise late from (None if shown else failure)
         if not interrupted:
@@ -100,6 +102,23 @@ def collect(
         if not shown:
             print(failure, file=sys.stderr)
     return not interrupted
+
+
+def raise_error(result: AsyncResult, *, folded: bool) -> None:
+    """Raise what went wrong with a finished result, if anything did.
+
+    Parameters
+    ----------
+    folded : bool
+        Whether to show what went wrong on several engines first, the same errors once.
+    """
+    try:
+        result.get()
+    except error.CompositeError as failure:
+        if not folded:
+            raise
+        show_folded_errors(failure)
+        raise error.AlreadyDisplayedError(failure) from None
 
 
 def wait(result: AsyncResult, progress_after: float, limit: float = -1) -> None:

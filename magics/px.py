@@ -22,7 +22,7 @@ from .arguments import (
     who_parser,
 )
 from .autopx import AutoPx
-from .execution import OUTPUT_TIMEOUT, Presentation, collect, wait
+from .execution import OUTPUT_TIMEOUT, Presentation, collect, raise_error, wait
 from .watch import Watch
 from .who import Names
 
@@ -231,8 +231,9 @@ class ParallelMagics(Magics):
             return
         result.wait()
         result.wait_for_output(OUTPUT_TIMEOUT)
-        result.display_outputs(_first(options.groupby, self.groupby))
-        result.get()
+        groupby = _first(options.groupby, self.groupby)
+        result.display_outputs(groupby)
+        raise_error(result, folded=groupby == "folded")
 
     @documents(_CONFIG)
     def pxconfig(self, line: str = "") -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TextIO
 
+from .error import CompositeError, ErrorItem
 from .futures import Metadata
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "get_shell",
     "in_kernel",
     "ranges",
+    "show_folded_errors",
     "show_heading",
     "show_outputs",
     "show_result",
@@ -35,6 +37,7 @@ SHOWN = 10
 GROUPINGS = ("type", "engine", "order", "folded")
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_CELL_NUMBER = re.compile(r"(?<=\bIn\[)\d+(?=\])")
 
 
 def get_shell() -> Any:
@@ -334,6 +337,23 @@ def _show_folded(requests: Sequence[Metadata], result_only: bool) -> None:
         counts = {request["execute_result"]["execution_count"] for request in group}
         count = f":{counts.pop()}" if len(counts) == 1 else ""
         show_result(group[0], ranges(_ids(group)) + count)
+
+
+def show_folded_errors(failure: CompositeError) -> None:
+    """Show, on stderr, an error that several engines have in common once, with all their ids."""
+    alike: dict[Hashable, list[ErrorItem]] = {}
+    for item in failure.elist:
+        ename, evalue, traceback, _ = item
+        # engines have counted their cells for themselves
+        text = _CELL_NUMBER.sub("", ANSI.sub("", traceback or ""))
+        alike.setdefault((ename, evalue, text), []).append(item)
+    for n, items in enumerate(alike.values()):
+        ename, evalue, traceback, info = items[0]
+        heading = f"[{ranges(item[3].get('engine_id') for item in items)}:{info.get('method')}]"
+        if traceback and n < failure.tb_limit:
+            print(f"{heading}\n{traceback.rstrip()}", file=sys.stderr)
+        else:
+            print(f"{heading} {ename}: {evalue}", file=sys.stderr)
 
 
 def _alike(

@@ -370,6 +370,22 @@ def test_identical_outputs_are_folded(rc: Any, ip: InteractiveShell, view: Any) 
     ]
 
 
+@pytest.mark.parametrize("magic", ["px", "pxresult"])
+def test_identical_errors_are_folded(rc: Any, ip: InteractiveShell, view: Any, magic: str) -> None:
+    view.execute("pass", targets=view.targets[0], silent=False, block=True)  # counts its cells
+    if magic == "pxresult":
+        px(ip, "--noblock", "1/0")
+    with showing() as pieces, pytest.raises(AlreadyDisplayedError) as caught:
+        if magic == "px":
+            ip.run_cell_magic("px", "--fold", "1/0")
+        else:
+            ip.run_line_magic("pxresult", "--fold")
+    assert str(caught.value) == f"{len(view.targets)} errors"
+    (shown,) = pieces
+    assert shown.stderr.count("ZeroDivisionError: division by zero") == 1
+    assert shown.stderr.startswith(f"[{ranges(view.targets)}:execute]\n")
+
+
 def test_who(rc: Any, ip: InteractiveShell, view: Any) -> None:
     view.push({"same": 1, "text": "abc"})
     view.scatter("part", range(len(view.targets) + 1), block=True)

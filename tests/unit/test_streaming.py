@@ -13,7 +13,8 @@ import pytest
 
 from pxcompat import streaming
 from pxcompat.dispatch import _record
-from pxcompat.display import show_outputs
+from pxcompat.display import show_folded_errors, show_outputs
+from pxcompat.error import CompositeError, ErrorItem
 from pxcompat.futures import MessageFuture, Metadata
 from pxcompat.protocol import OutputEvent
 from pxcompat.streaming import OutputStreamer
@@ -267,3 +268,18 @@ def test_folding(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="'folded', not 'sorted'"):
         show_outputs(requests, groupby="sorted")
+
+
+def test_folding_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    def failed(number: int, evalue: str) -> ErrorItem:
+        text = f"Cell In[{number}], line 1\nValueError: {evalue}"
+        return "ValueError", evalue, text, {"engine_id": number, "method": "execute"}
+
+    several = [failed(i, "all alike") for i in range(90)]
+    single = [failed(i, f"number {i}") for i in range(90, 95)]
+    show_folded_errors(CompositeError("", several + single))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == ["[0-89:execute]", "Cell In[0], line 1", "ValueError: all alike"]
+    # of errors that are all different, as many tracebacks as ever
+    assert lines[-2:] == [f"[{i}:execute] ValueError: number {i}" for i in (93, 94)]
+    assert sum(line.startswith("Cell In") for line in lines) == CompositeError.tb_limit
