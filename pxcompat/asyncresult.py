@@ -23,7 +23,7 @@ from .cards import result_card
 from .children import ResultClient, error_of, known, merged, reply_error_of, value_of
 from .display import ExecuteReply
 from .engine.nested import help_until
-from .futures import MessageFuture
+from .futures import Latch, MessageFuture
 from .mapping import RoundRobinMap
 from .progress import wait_with_bar
 from .requestinfo import RequestInfo
@@ -100,9 +100,9 @@ class AsyncResult(RequestInfo):
         self._lock = threading.RLock()
         self._loaded: tuple[Any, BaseException | None] | None = None
         self._cancelling = False
-        self._output_event = threading.Event()
+        self._output_event = Latch()
         Countdown(self._children, self._complete)
-        Countdown([self, *(child.output for child in self._children)], self._complete_output)
+        Countdown([self, *(child.output_latch for child in self._children)], self._complete_output)
 
     def _complete(self) -> None:
         """All children are done.  Runs in the thread that receives replies: unpickles nothing."""

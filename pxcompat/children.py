@@ -42,8 +42,8 @@ def known(client: ResultClient, msg_id: str) -> MessageFuture:
         future.fail(result)
     else:
         future.finish_value(result)
-    future.output.set_result(None)
-    future.sent.set_result(None)
+    future.output_latch.set()
+    future.sent_latch.set()
     return future
 
 

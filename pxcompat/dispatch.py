@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import logging
@@ -17,7 +16,6 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from concurrent.futures import Future, InvalidStateError
 from datetime import datetime, timezone
 from typing import Any
 
@@ -203,7 +201,7 @@ class Dispatcher:
         for key in keys:
             future = self.register("apply", label, key, header)
             if len(arguments) == 1 and not (header or {}).get("track"):
-                future.sent.set_result(None)  # a copy is sent: nothing to wait for
+                future.sent_latch.set()  # a copy is sent: nothing to wait for
             content = {"map": True} if map else {}
             request = Request(
                 future.msg_id,
@@ -353,13 +351,13 @@ class Dispatcher:
                 continue
             future.metadata["status"] = "error"
             self._end(future, key, "error", functools.partial(future.fail, failure))
-            _complete(future.output)
+            future.output_latch.set()
 
     def sent(self, msg_id: str) -> None:
         with self.lock:
             future = self.outstanding.get(msg_id)
         if future is not None:
-            _complete(future.sent)
+            future.sent_latch.set()
 
     def started(self, msg_id: str, key: str) -> None:
         with self.lock:
@@ -387,7 +385,7 @@ class Dispatcher:
         if awaited is not None and event.seq + 1 >= awaited:
             with self.lock:
                 self._awaited.pop(msg_id, None)
-            _complete(future.output)
+            future.output_latch.set()
         else:
             future.outputs = event.seq + 1
 
@@ -402,20 +400,23 @@ class Dispatcher:
             # before the future is done: what is sent then is not to be aborted
             self.heard[reply.engine] = reply.content["failures"]
         md = future.metadata
-        md["status"] = reply.status
         # what another client received, we fetch: it was complete when its engine was done
         fetched = not reply.msg_id.startswith(self.session)
-        md["received"] = _datetime(reply.completed if fetched and reply.completed else time.time())
+        known: dict[str, Any] = {
+            "status": reply.status,
+            "received": _datetime(reply.completed if fetched and reply.completed else time.time()),
+        }
         if reply.engine is not None:
-            md["engine_uuid"] = reply.engine
-            md["engine_id"] = self.ids.get(reply.engine)
+            known["engine_uuid"] = reply.engine
+            known["engine_id"] = self.ids.get(reply.engine)
         if reply.started is not None:
-            md["started"] = _datetime(reply.started)
+            known["started"] = _datetime(reply.started)
         if reply.completed is not None:
-            md["completed"] = _datetime(reply.completed)
+            known["completed"] = _datetime(reply.completed)
+        md.update(known)
         key = reply.engine
         if future.outputs >= reply.outputs:
-            _complete(future.output)
+            future.output_latch.set()
         else:
             with self.lock:
                 self._awaited[reply.msg_id] = (future, reply.outputs)
@@ -461,7 +462,7 @@ class Dispatcher:
             # before the future is done: its AsyncResult may forget it again at once
             self.results.futures.put(msg_id, future, nbytes)
         future.held = None
-        _complete(future.sent)
+        future.sent_latch.set()
         finish()
         self.on_change(msg_id)
 
@@ -473,19 +474,12 @@ class Dispatcher:
             return
         future.metadata["status"] = "error"
         self._end(future, None, "error", lambda: future.fail(error))
-        _complete(future.output)
+        future.output_latch.set()
 
 
 def _load(result: Frames | LargeResult) -> Any:
     """The value of a result, brought here if it is elsewhere."""
     return serialize.loads(result if isinstance(result, list) else result.fetch())
-
-
-def _complete(future: Future[None]) -> None:
-    """Mark a side of a request as done, if it is not."""
-    if not future.done():  # the usual case, and an exception is dear
-        with contextlib.suppress(InvalidStateError):
-            future.set_result(None)
 
 
 def _datetime(seconds: float) -> datetime:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Collection
-from concurrent.futures import CancelledError, Future, wait as wait_for_all
+from concurrent.futures import CancelledError, Future, InvalidStateError, wait as wait_for_all
 from typing import Any, TypeVar
 
 from .protocol import Frames, LargeResult, OutputEvent
 
 __all__ = [
+    "Latch",
     "MessageFuture",
     "Metadata",
     "future_add_done_callback",
@@ -24,6 +26,29 @@ Listener = Callable[[OutputEvent], None]
 AnyFuture = TypeVar("AnyFuture", bound=Future[Any])
 
 log = logging.getLogger("pxcompat")
+
+
+#: the keys of Metadata, and what they are before anything is known
+_UNKNOWN: dict[str, Any] = {
+    "msg_id": None,
+    "submitted": None,
+    "started": None,
+    "completed": None,
+    "received": None,
+    "engine_uuid": None,
+    "engine_id": None,
+    "follow": None,
+    "after": None,
+    "status": None,
+    "execute_input": None,
+    "execute_result": None,
+    "error": None,
+    "stdout": "",
+    "stderr": "",
+    "outputs": None,
+    "data": None,
+    "label": None,
+}
 
 
 class Metadata(dict[str, Any]):
@@ -40,28 +65,11 @@ class Metadata(dict[str, Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         object.__setattr__(self, "_parts", {})
-        super().__init__(
-            msg_id=None,
-            submitted=None,
-            started=None,
-            completed=None,
-            received=None,
-            engine_uuid=None,
-            engine_id=None,
-            follow=None,
-            after=None,
-            status=None,
-            execute_input=None,
-            execute_result=None,
-            error=None,
-            stdout="",
-            stderr="",
-            outputs=[],
-            data={},
-            label=None,
-        )
-        for key, value in dict(*args, **kwargs).items():
-            self[key] = value
+        super().__init__(_UNKNOWN, outputs=[], data={})
+        given = dict(*args, **kwargs)
+        if not given.keys() <= _UNKNOWN.keys():
+            raise KeyError(*(given.keys() - _UNKNOWN.keys()))
+        super().update(given)
 
     #: printed text that has not been looked at yet, by the name of its stream
     _parts: dict[str, list[str]]
@@ -137,6 +145,64 @@ def overwritten(text: str) -> str:
     return "\n".join(shown)
 
 
+class Latch:
+    """Something that happens once; unlike a Future it costs little while nobody waits for it."""
+
+    __slots__ = ("_callbacks", "_future", "_lock", "_set")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._set = False
+        self._callbacks: list[Callable[[Any], object]] = []
+        self._future: Future[None] | None = None
+
+    def is_set(self) -> bool:
+        """Whether it has happened."""
+        return self._set
+
+    def set(self) -> None:
+        """It happens; not for the second time."""
+        with self._lock:
+            if self._set:
+                return
+            self._set = True
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        """Call ``callback(...)`` when it happens; at once when it has."""
+        with self._lock:
+            if not self._set:
+                self._callbacks.append(callback)
+                return
+        callback(self)
+
+    @property
+    def future(self) -> Future[None]:
+        """The same as a Future, done (None) when it has happened, and the other way round."""
+        with self._lock:
+            future = self._future
+            if future is None:
+                future = self._future = Future()
+                made = True
+            else:
+                made = False
+        if made:
+            future.add_done_callback(lambda _: self.set())
+            self.add_done_callback(lambda _: _complete(future))
+        return future
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait, for ``timeout`` seconds at most; whether it has happened."""
+        return self._set or bool(wait_for_all([self.future], timeout).done)
+
+
+def _complete(future: Future[None]) -> None:
+    with contextlib.suppress(InvalidStateError):
+        future.set_result(None)
+
+
 class MessageFuture(Future[Any]):
     """The future of one request (ipyparallel.client.futures.MessageFuture).
 
@@ -155,10 +221,11 @@ class MessageFuture(Future[Any]):
         Kept for compatibility: ``tracker`` is always true to the fact.
     metadata : Metadata
         Written as output arrives, complete when ``output`` is done.
-    output : Future
-        Done (None) when all of the request's output has arrived.
-    sent : Future
-        Done (None) when the request's buffers have left and may be changed.
+    output_latch, sent_latch : Latch
+        Set when all of the request's output has arrived; when its buffers have left
+        and may be changed.
+    output, sent : Future
+        The same as Futures, done (None).
     tracker : Future
         ``sent``, as ipyparallel calls it.
     """
@@ -178,8 +245,8 @@ class MessageFuture(Future[Any]):
         self.track = track
         self.method = method
         self.metadata = metadata if metadata is not None else Metadata(msg_id=msg_id)
-        self.output: Future[None] = Future()
-        self.sent: Future[None] = Future()
+        self.output_latch = Latch()
+        self.sent_latch = Latch()
         #: what must be kept until the reply: values held for the request by the backend
         self.held: Any = None
         #: how many output events have arrived
@@ -194,6 +261,16 @@ class MessageFuture(Future[Any]):
         self._failure: BaseException | None = None
 
     # -- reading ---------------------------------------------------------------
+
+    @property
+    def output(self) -> Future[None]:
+        """Done (None) when all of the request's output has arrived."""
+        return self.output_latch.future
+
+    @property
+    def sent(self) -> Future[None]:
+        """Done (None) when the request's buffers have left and may be changed."""
+        return self.sent_latch.future
 
     @property
     def tracker(self) -> Future[None]:

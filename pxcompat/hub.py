@@ -67,7 +67,7 @@ class Hub:
         futures = []
         for msg_id in msg_ids:
             future = MessageFuture(msg_id, metadata=Metadata(msg_id=msg_id))
-            future.sent.set_result(None)
+            future.sent_latch.set()
             dispatcher.track(future, None)
             futures.append(future)
         try:

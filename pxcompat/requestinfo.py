@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
@@ -11,7 +10,7 @@ from typing import Any
 
 from .display import show_outputs
 from .engine.nested import help_until
-from .futures import MessageFuture, Metadata
+from .futures import Latch, MessageFuture, Metadata
 from .streaming import OutputStreamer
 from .waiting import seconds
 
@@ -31,7 +30,7 @@ class RequestInfo(Future[Any]):
     #: whether there is one request, whose metadata come bare instead of in a list
     _single_result: bool
     #: set when all output has arrived and a client that is told to has forgotten the requests
-    _output_event: threading.Event
+    _output_event: Latch
 
     def __len__(self) -> int:
         """Number of tasks: items of a map, else requests."""

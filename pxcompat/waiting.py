@@ -20,7 +20,7 @@ from typing import Any
 
 from .engine import engine_of_thread
 from .engine.nested import help_until
-from .futures import MessageFuture
+from .futures import Latch, MessageFuture
 
 __all__ = ["Countdown", "Items", "SendTracker", "seconds", "wait_for"]
 
@@ -71,7 +71,7 @@ class Countdown:
     callbacks, does not keep alive whoever waited for it.
     """
 
-    def __init__(self, futures: Sequence[Future[Any]], then: Callable[[], None]) -> None:
+    def __init__(self, futures: Sequence[Future[Any] | Latch], then: Callable[[], None]) -> None:
         self._lock = threading.Lock()
         # one more than there are: the last step is taken below, so none can be too early
         self._left = len(futures) + 1
@@ -95,7 +95,7 @@ class SendTracker:
 
     def __init__(self, children: Sequence[MessageFuture]) -> None:
         self.event = threading.Event()
-        Countdown([child.sent for child in children], self.event.set)
+        Countdown([child.sent_latch for child in children], self.event.set)
 
     @property
     def done(self) -> bool:

@@ -60,7 +60,8 @@ class Journal:
                 started,
                 completed,
                 nbytes,
-                bool(request.header.get("balanced")),
+                # one that was offered to this engine passed the scheduler by
+                bool(request.header.get("balanced")) and not request.header.get("offered"),
             )
         )
         self.index += 1

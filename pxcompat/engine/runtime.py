@@ -20,7 +20,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from .. import serialize
-from ..protocol import OutputEvent, Reply, Request
+from ..protocol import Frames, OutputEvent, Reply, Request
+from ..serialize.pickling import loads_function
 from . import output_of_thread, set_current
 from .counting import counted
 from .failure import describe_failure
@@ -111,10 +112,14 @@ class Engine:
         self.journal = Journal()
         self._completed = 0
         self._running: _Task | None = None
+        #: whether something runs that is no request
+        self._calling = False
         self._interruptible = False
         self._thread_id: int | None = None
         self._flusher = Flusher()
         self._drain: list[Callable[[], None]] = []
+        #: copies what a request returned, to where the backend wants it
+        self.keep: Callable[[Frames], Frames] = copied
         #: the backend's own object for this engine, for users who ask for it
         self.native: Any = None
         #: by token: (name, value, what it had before) of what may have to be undone
@@ -138,6 +143,52 @@ class Engine:
         if task is not None:
             origin.started(request.msg_id)
             self._run(task)
+
+    def run_batch(
+        self, requests: Sequence[Request], origin: Origin, before: Callable[[str], None]
+    ) -> None:
+        """Run requests one after the other, as a backend gave them; on the engine's thread.
+
+        ``before(msg_id)`` is called for each before it begins: also for those that are not
+        begun because they were cancelled or released meanwhile.
+        """
+        tasks = [self._admit(request, origin) for request in requests]
+        for request, task in zip(requests, tasks, strict=True):
+            before(request.msg_id)
+            if task is not None:
+                self._run(task)
+
+    def give_back(self, msg_ids: Sequence[str]) -> list[str]:
+        """Take back requests that have not begun; as if they had never come.  Thread-safe.
+
+        Returns
+        -------
+        list of str
+            Those that are taken back, and will not run here.
+        """
+        released = []
+        with self._lock:
+            for msg_id in msg_ids:
+                task = self._tasks.get(msg_id)
+                if task is not None and task.state == "queued" and not task.announced:
+                    task.state = "done"
+                    del self._tasks[msg_id]
+                    self._records.drop(msg_id)
+                    if task.origins[1:]:  # other clients, who wait for it wherever it goes
+                        self._expected[msg_id] = task.origins[1:]
+                    released.append(msg_id)
+        return released
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return not (self._tasks or self._calling or self._deferred) and self._queue.empty()
+
+    @property
+    def running(self) -> str | None:
+        """The msg_id of what runs."""
+        task = self._running
+        return None if task is None else task.request.msg_id
 
     def _admit(self, request: Request, origin: Origin) -> _Task | None:
         """Take a request on, or answer one that was cancelled before it came."""
@@ -273,12 +324,15 @@ class Engine:
         return self.shell.output
 
     def _call(self, function: Callable[[], None]) -> None:
+        self._calling = True
         try:
             with self._interrupts():
                 function()
         except BaseException:
             # the functions report their own failures; this is an interrupt that came late
             log.exception("an interrupt or error outside of any request")
+        finally:
+            self._calling = False
 
     def _run(self, task: _Task) -> None:
         with self._lock:
@@ -363,7 +417,10 @@ class Engine:
         # the frames of a handle were filled in by the backend before it submitted
         copy = request.header.get("copy", True)
         natives = {token: partial(n.resolve, copy) for token, n in request.natives.items()}
-        function = serialize.loads(request.function, scope, natives)  # type: ignore[arg-type]
+        if natives:
+            function = serialize.loads(request.function, scope, natives)  # type: ignore[arg-type]
+        else:
+            function = loads_function(request.function, scope)  # type: ignore[arg-type]
         arguments: Any = request.arguments
         if not copy:
             # the same on every backend: not written to, whether it is shared there or not
@@ -377,7 +434,7 @@ class Engine:
                 result = self._awaited(function(*args, **kwargs))
             if shell.events.callbacks["post_execute"]:
                 shell.events.trigger("post_execute")  # inline plots are shown by it
-        reply.result = copied(serialize.dumps(result, name="the result"))
+        reply.result = self.keep(serialize.dumps(result, name="the result"))
 
     @staticmethod
     def _awaited(result: Any) -> Any:
@@ -431,6 +488,14 @@ class Engine:
             if self.own_process:
                 signal.signal(signal.SIGINT, _nothing_to_interrupt)
             self._interruptible = False
+
+    @contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """Within what was queued with :meth:`call`: interrupts are for the requests it runs."""
+        if self.own_process:
+            signal.signal(signal.SIGINT, _nothing_to_interrupt)
+        self._interruptible = False
+        yield
 
     def interrupt(self) -> None:
         """Interrupt what runs, from another thread, where there is no signal to do it."""

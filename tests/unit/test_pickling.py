@@ -16,7 +16,7 @@ from pxcompat import serialize
 from pxcompat.error import SerializationError
 from pxcompat.serialize import Reference
 from pxcompat.serialize.canning import CannedArray, CannedPartial, PrePickled, deserialize_object
-from pxcompat.serialize.pickling import OUT_OF_BAND, current_namespace, namespace_of
+from pxcompat.serialize.pickling import OUT_OF_BAND, current_namespace, loads_function, namespace_of
 
 
 @pytest.fixture(autouse=True)
@@ -368,3 +368,35 @@ def test_apply_messages():
 def test_prepickled_objects_arrive_as_what_they_hold():
     counted = collections.Counter("aab")
     assert sent([PrePickled(counted)]) == [counted]
+
+
+def test_a_function_that_is_called_again_is_a_new_one_each_time() -> None:
+    scope: dict[str, Any] = {"x": 1}
+    source = "def f():\n    'says'\n    return x\ndef g(a=[]):\n    a.append(1)\n    return a"
+    exec(source, made := {"__name__": "__main__"})
+    for name in ("f", "g"):
+        frames = serialize.dumps(made[name])
+        first, second = (loads_function(frames, scope) for _ in range(2))
+        first.mark = 1
+        assert first is not second and not hasattr(second, "mark")
+        assert (second.__name__, second.__module__) == (name, "__main__")
+        first(), second()
+    assert second() == [1, 1]  # its default is its own, too
+    f = loads_function(serialize.dumps(made["f"]), scope)
+    assert (f(), f.__doc__, f.__qualname__) == (1, "says", "f")
+    assert loads_function(serialize.dumps(made["f"]), {"x": 2})() == 2
+
+
+def test_a_function_that_changed_is_pickled_as_it_is_now() -> None:
+    def f() -> int:
+        return 1
+
+    f.__module__ = "__main__"
+    assert serialize.loads(serialize.dumps(f))() == 1
+    f.__doc__ = "new"
+    f.mark = 2  # type: ignore[attr-defined]
+    got = serialize.loads(serialize.dumps(f))
+    assert (got.__doc__, got.mark) == ("new", 2)
+    f.__code__ = (lambda: 3).__code__
+    del f.mark  # type: ignore[attr-defined]
+    assert serialize.loads(serialize.dumps(f))() == 3
