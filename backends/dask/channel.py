@@ -13,6 +13,7 @@ from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.inproc import InProc
 from distributed.protocol.serialize import Serialized
 
+from .shared import Sharing
 from .wire import Message
 
 __all__ = ["Channel", "ChannelClosed"]
@@ -55,6 +56,10 @@ class Channel:
         comm.deserialize = False
         comm.allow_offload = False
         self._shares_memory = isinstance(comm, InProc)
+        self.sharing = Sharing()
+        question = None if self._shares_memory else self.sharing.question()
+        if question is not None:
+            self.send(question)
 
     def send(self, message: Message, on_sent: Callable[[], None] | None = None) -> None:
         """Send a message.  Thread-safe, returns at once.
@@ -71,6 +76,8 @@ class Channel:
         """
         if self.closed.is_set():
             raise ChannelClosed(f"the connection to {self._comm.peer_address} is closed")
+        if self.sharing.ready:
+            message = self.sharing.outgoing(message)
         self._outgoing.append((message, on_sent))
         if not self._scheduled:
             self._scheduled = True
@@ -88,6 +95,14 @@ class Channel:
         try:
             while True:
                 for message in await self._comm.read():
+                    if message[0] in ("share?", "share!", "mapped"):
+                        reply = self.sharing.hear(message)
+                        if reply is not None:
+                            self.send(reply)
+                        continue
+                    message, tickets = self.sharing.incoming(message)
+                    for ticket in tickets:
+                        self.send(("mapped", ticket))
                     answer = self._on_message(message)
                     if answer is not None:
                         await answer
@@ -96,6 +111,7 @@ class Channel:
         finally:
             writer.cancel()
             self.closed.set()
+            self.sharing.close()
             self._comm.abort()
 
     async def _write(self) -> None:

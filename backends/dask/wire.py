@@ -13,10 +13,14 @@ from distributed.protocol.serialize import Serialized
 from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 
 from .objects import pack_natives, unpack_natives
+from .shared import KeptFrames, SharedFrames
 
 __all__ = ["Blob", "Message"]
 
 Message = tuple[Any, ...]
+
+#: bytes of a pickle without buffers that goes within its message
+SMALL = 16 * 1024
 
 
 class Blob:
@@ -42,14 +46,25 @@ def pack_frames(frames: Frames | Blob | None) -> Any:
     """Frames, or where they are held, as a field of a message."""
     if isinstance(frames, Blob):
         return (frames.id, frames.address, frames.nbytes)
+    if frames is None:
+        return None
+    if isinstance(frames, SharedFrames):
+        return frames.field()
+    if len(frames) == 1 and len(frames[0]) <= SMALL:
+        return bytes(frames[0])  # in the message itself: a frame of its own costs more
     # the header must be a new dict each time: Dask notes the number of frames in it
-    return None if frames is None else Serialized({}, list(frames))
+    field = Serialized({}, list(frames))
+    if isinstance(frames, KeptFrames):
+        field.px_shared, frames.shared = frames.shared, None
+    return field
 
 
 def unpack_frames(field: Any) -> Frames | Blob | None:
     """The inverse of :func:`pack_frames`."""
     if field is None:
         return None
+    if isinstance(field, bytes):
+        return [field]
     if isinstance(field, Serialized):
         return list(field.frames)
     return Blob(*field)

@@ -9,7 +9,6 @@ from distributed.protocol import dumps, loads
 from distributed.protocol.serialize import Serialized
 
 from pxcompat.backends.dask import wire
-from pxcompat.backends.dask.balanced import _plain, _revive
 from pxcompat.backends.dask.wire import Blob
 from pxcompat.protocol import Handle, OutputEvent, Reply, Request
 
@@ -100,16 +99,3 @@ def test_packing_shares_the_buffers_and_leaves_the_list_alone():
 
 def _framed(item: Any) -> bool:
     return isinstance(item, Serialized)
-
-
-def test_a_task_carries_its_request_as_bytes():
-    request = Request("id", "apply", "f", {}, [b"f"], FRAMES, {"client": "c"})
-    plain = _plain(wire.pack_request(request))
-    assert not any(_framed(item) for item in plain)
-    got = wire.unpack_request(_revive(plain))
-    assert as_bytes(got.arguments) == as_bytes(FRAMES)
-    # writable, so that arrays that arrive are
-    assert all(isinstance(frame, bytearray) for frame in got.arguments)
-    blob = Request("id", "apply", "f", {}, [b"f"], Blob("b", "tcp://h:1", 7))
-    revived = wire.unpack_request(_revive(_plain(wire.pack_request(blob))))
-    assert isinstance(revived.arguments, Blob)
