@@ -37,6 +37,7 @@ from .channel import Channel, ChannelClosed
 from .collections import put_together, take_apart
 from .objects import Kept, RemoteFuture, accept
 from .process import security_of
+from .shared import SharedFrames
 from .wire import Blob, Message, pack_request, unpack_output, unpack_reply, unpack_request
 
 __all__ = ["DaskBackend"]
@@ -44,7 +45,7 @@ __all__ = ["DaskBackend"]
 log = logging.getLogger("pxcompat.dask")
 
 #: seconds that a lost engine's last words may take to arrive
-LAST_WORDS = 2
+LAST_WORDS = 5
 
 
 class _Line:
@@ -98,7 +99,24 @@ class _Engine(_Line):
     def __init__(self, backend: DaskBackend, info: EngineInfo) -> None:
         super().__init__(backend, f"engine {info.id}")
         self.info = info
-        self.reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        #: why it ended, and what it had begun of each batch of balanced calls, if that is known
+        self.reason: asyncio.Future[tuple[str, dict[str, int] | None]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        #: requests sent to it that have no reply
+        self.waiting: set[str] = set()
+        self.turn = 0
+
+    def offer(self, message: Message, msg_id: str) -> bool:
+        """Send a balanced call, for the engine to take if it is idle; thread-safe."""
+        self.waiting.add(msg_id)
+        try:
+            assert self.channel is not None
+            self.channel.send(("offer", *message[1:]))
+        except ChannelClosed:
+            self.waiting.discard(msg_id)
+            return False
+        return True
 
 
 class _Client(Client):
@@ -148,6 +166,7 @@ class DaskBackend:
         self._owns_client = client is None
         self._engines: dict[str, _Engine] = {}
         self._balanced = balanced.Submitter(self)
+        self._turns = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         self.adopted = bool(info.get("adopt"))
@@ -293,7 +312,7 @@ class DaskBackend:
             # the engines' own last words come first; there is nobody to say why they ended
             for engine in self._engines.values():
                 if not engine.reason.done():
-                    engine.reason.set_result("its cluster's scheduler is gone")
+                    engine.reason.set_result(("its cluster's scheduler is gone", None))
             tasks = [e.task for e in self._engines.values() if e.task is not None]
             if tasks:
                 await asyncio.wait(tasks, timeout=LAST_WORDS)
@@ -314,7 +333,7 @@ class DaskBackend:
             if engine is None:
                 self.sink.engine_down(message[1], message[2])  # it never was up
             elif not engine.reason.done():
-                engine.reason.set_result(message[2])
+                engine.reason.set_result((message[2], message[3]))
                 if engine.channel is not None:
                     self._background(self._bury(engine))
         elif kind == "lost":
@@ -353,8 +372,10 @@ class DaskBackend:
             return
         # why, the registry knows
         done, _ = await asyncio.wait([engine.reason], timeout=LAST_WORDS)
-        reason = engine.reason.result() if done else "the connection to it was lost"
+        lost: tuple[str, dict[str, int] | None] = ("the connection to it was lost", None)
+        reason, begun = engine.reason.result() if done else lost
         self._engines.pop(engine.info.key, None)
+        self._balanced.engine_down(engine.info.key, engine.info.address, begun)
         self.sink.engine_down(engine.info.key, reason)
         if not self._engines and not self.adopted:
             # a cluster of somebody else's may scale up for what waits; ours does not by itself
@@ -370,13 +391,17 @@ class DaskBackend:
         kind = message[0]
         if kind == "reply":
             reply = unpack_reply(message)
-            self._balanced.finished(reply.msg_id)
+            engine.waiting.discard(reply.msg_id)
+            self._balanced.finished(reply.msg_id, reply)
             self.sink.reply(reply)
         elif kind == "output":
             self.sink.output(*unpack_output(message))
         elif kind == "started":
-            self._balanced.started(message[1], engine.info.address)
-            self.sink.started(message[1], engine.info.key)
+            if self._balanced.began(message[1]):
+                self.sink.started(message[1], engine.info.key)
+        elif kind == "returned":
+            engine.waiting.difference_update(message[1])
+            self._balanced.returned(message[1])
         elif kind == "answer":
             engine.answer(message)
 
@@ -389,6 +414,7 @@ class DaskBackend:
                 raise ChannelClosed("no such engine")
             for request in requests:
                 msg_id = request.msg_id
+                engine.waiting.add(msg_id)
                 engine.channel.send(
                     pack_request(request), functools.partial(self.sink.sent, msg_id)
                 )
@@ -414,11 +440,25 @@ class DaskBackend:
             refused.set_exception(EngineError(f"there is no engine {key}"))
             return refused
         answer = line.ask(op, args)
+        if op == "unassigned":
+            return converted(answer, lambda ids: [*ids, *self._balanced.waiting()])
         if op != "recall":
             return answer
         return converted(answer, lambda message: unpack_request(message) if message else None)
 
     def put(self, frames: Frames, keys: Sequence[str]) -> Handle:
+        engines = [self._engines.get(key) for key in keys]
+        if all(
+            e is not None and e.channel is not None and e.channel.sharing.ready for e in engines
+        ):
+            try:
+                return SharedFrames(frames)
+            except OSError as error:
+                log.debug("no memory to share: %s", error)
+        return self.put_blob(frames, keys)
+
+    def put_blob(self, frames: Frames, keys: Sequence[str]) -> Handle:
+        """Have one engine hold frames, for others to fetch; also what comes through a task."""
         holder = next((self._engines[key] for key in keys if key in self._engines), None)
         if holder is None or holder.channel is None:
             raise EngineError("none of the engines that a value was for is there any more")
@@ -482,6 +522,23 @@ class DaskBackend:
         return Client(
             self._client.scheduler.address, security=self._client.security, set_as_default=False
         )
+
+    def idle_engine(self, candidates: Sequence[str] | None) -> _Engine | None:
+        """An engine that has nothing to do, as far as this client knows; each in its turn."""
+        engines = self._engines
+        keys = engines if candidates is None else candidates
+        idle = [
+            engine
+            for key in list(keys)
+            if (engine := engines.get(key)) is not None
+            and engine.channel is not None
+            and not engine.waiting
+        ]
+        if not idle:
+            return None
+        chosen = min(idle, key=lambda engine: engine.turn)
+        chosen.turn = next(self._turns)
+        return chosen
 
     def engines(self) -> list[EngineInfo]:
         """The engines with an open channel."""

@@ -1,76 +1,73 @@
-"""Calls that Dask's scheduler places: each is a Dask task that its engine answers itself.
+"""Calls that Dask's scheduler places: batches of them are Dask tasks.
 
-The task carries the request to whichever engine the scheduler chooses.  Output and reply
-go straight from there to the client, over the engine's channel; the task's own result is
-None, and nobody holds on to it: the call runs also when its client has gone.  A task that
-Dask gives up, because its worker died, is lost when the call had started, and is placed
-again when it had not.
+A task carries calls to whichever engine the scheduler chooses.  Output and reply of each go
+straight from there to the client, over the engine's channel, as soon as the call is done; the
+task's own result is None, and nobody holds on to it: the calls run also when their client has
+gone.
+
+How many calls a batch has follows from how long they took lately: some milliseconds of work.
+An engine that needs longer gives back those that it has not begun.  A call made while
+an engine is known to be idle is no task: it is *offered* to that engine, which refuses it if it
+is not idle after all.
+
+When an engine dies, its :class:`~.ledger.Ledger` says which calls had begun.  These have
+failed; the others are placed again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dask.base import annotate
 from distributed import fire_and_forget, get_worker
-from distributed.protocol.serialize import Serialized
 
+from pxcompat.engine.nested import NESTED
 from pxcompat.protocol import Reply, Request
 
-from .wire import Blob, Message, pack_request, unpack_request
+from .batch import Batch, key_of, pack, unpack
+from .wire import Blob, pack_request
 
 if TYPE_CHECKING:
     from .backend import DaskBackend
 
 __all__ = ["Submitter", "run"]
 
+log = logging.getLogger("pxcompat.dask")
+
 #: requests with more bytes than this leave their arguments with an engine, not the scheduler
 LARGE = 1 << 20
+#: seconds of work that a batch should be, and what a call costs beside its own work
+WORK = 0.02
+OVERHEAD = 0.0001
+#: calls in a batch at most
+MOST = 128
+#: seconds to wait for the first of calls that nobody has measured yet
+UNKNOWN = 0.025
+#: functions whose durations are remembered
+FUNCTIONS = 1024
 
 GONE = "every engine that it was for is gone"
 
 
-def run(message: Message) -> None:
-    """The Dask task: run a request on this worker's engine."""
-    worker = get_worker()
-    service = worker.extensions["pxcompat"]
-    request = unpack_request(_revive(message))
-    if isinstance(request.arguments, Blob):
-        loop = service.loop
-        asyncio.run_coroutine_threadsafe(service.resolve(request), loop).result()
-    service.engine.run_now(request, service.peer(request.header["client"]))
+def run(key: str, data: bytes) -> None:
+    """The Dask task: run calls on this worker's engine."""
+    get_worker().extensions["pxcompat"].run_batch(key, unpack(data))
 
 
-def _plain(message: Message) -> Message:
-    """The message with its frames as bytes, for Dask to pickle."""
-    return tuple(
-        ("frames", [bytes(frame) for frame in item.frames])
-        if isinstance(item, Serialized)
-        else item
-        for item in message
-    )
+class _Group:
+    """Calls of one kind that wait to be made batches of."""
 
-
-def _revive(message: Message) -> Message:
-    return tuple(
-        Serialized({}, [bytearray(frame) for frame in item[1]])
-        if isinstance(item, tuple) and len(item) == 2 and item[0] == "frames"
-        else item
-        for item in message
-    )
-
-
-class _Placed(NamedTuple):
-    """A request that the scheduler has, and the key of its task."""
-
-    request: Request
-    candidates: Sequence[str] | None
-    key: str
+    def __init__(self) -> None:
+        self.requests: deque[Request] = deque()
+        #: on the loop's clock: until when nobody waits for a measurement any longer
+        self.deadline: float | None = None
 
 
 class Submitter:
@@ -78,110 +75,327 @@ class Submitter:
 
     def __init__(self, backend: DaskBackend) -> None:
         self._backend = backend
-        self._lock = threading.Lock()
-        self._placed: dict[str, _Placed] = {}
-        self._started: dict[str, str] = {}
-        self._tries = itertools.count()
+        self._lock = threading.RLock()
+        #: waiting to be sent: by function and candidates
+        self._groups: OrderedDict[Any, _Group] = OrderedDict()
+        self._flushing = False
+        #: sent: batches by key, and the batch of each call
+        self._batches: dict[str, Batch] = {}
+        self._batch_of: dict[str, Batch] = {}
+        #: how many of the batches the scheduler has
+        self._scheduled = 0
+        #: addresses of engines that are gone, and of which nobody knows what they had begun
+        self._silent: deque[str] = deque(maxlen=64)
+        #: calls that are known to have begun
+        self._begun: set[str] = set()
+        self._durations: OrderedDict[Any, float] = OrderedDict()
+        self._numbers = itertools.count()
+        self._closed = False
+
+    # -- sending -----------------------------------------------------------------------
 
     def submit(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
-        """Give requests to Dask's scheduler."""
+        """Take calls on.  Thread-safe."""
         backend = self._backend
-        client = backend.native
-        messages, keys = [], []
+        wanted = None if candidates is None else tuple(candidates)
         for request in requests:
             request.header["balanced"] = True
             if _size(request) > LARGE and not isinstance(request.arguments, Blob):
                 where = candidates or [info.key for info in backend.engines()]
-                request.arguments = backend.put(request.arguments, where)  # type: ignore[arg-type]
-            messages.append(_plain(pack_request(request)))
-            # a key of its own for every try: Dask must not take two for one
-            name = request.name.replace("-", "_")
-            keys.append(f"{name}-{next(self._tries)}-{request.msg_id}")
+                request.arguments = backend.put_blob(request.arguments, where)  # type: ignore[arg-type]
+        with self._lock:
+            for request in requests:
+                self._leave(request.msg_id)  # a try whose engine died
+            first = 0
+            while first < len(requests) and self._offer(requests[first], wanted):
+                first += 1
+            for request in itertools.islice(requests, first, None):
+                self._group(request, wanted).requests.append(request)
+            self._flush_soon()
+
+    def _group(self, request: Request, wanted: tuple[str, ...] | None) -> _Group:
+        kind = (_kind(request), wanted)
+        group = self._groups.get(kind)
+        if group is None:
+            group = self._groups[kind] = _Group()
+        return group
+
+    def _offer(self, request: Request, wanted: tuple[str, ...] | None) -> bool:
+        """Send a call to an engine that has nothing to do, if there is one."""
+        if self._groups or self._scheduled:
+            return False  # others were there before, and the engines are for them
+        engine = self._backend.idle_engine(wanted)
+        if engine is None:
+            return False
+        request.header["offered"] = True
+        batch = Batch(request.msg_id, _kind(request), [request], wanted, engine.info.key)
+        self._note(batch)
+        if engine.offer(pack_request(request), request.msg_id):
+            self._backend.sink.sent(request.msg_id)
+            return True
+        self._leave(request.msg_id)
+        del request.header["offered"]
+        return False
+
+    def _note(self, batch: Batch) -> None:
+        self._batches[batch.key] = batch
+        self._scheduled += batch.engine is None
+        for request in batch.requests:
+            batch.left.add(request.msg_id)
+            self._batch_of[request.msg_id] = batch
+
+    def _leave(self, msg_id: str) -> Batch | None:
+        """Take a call out of its batch; the batch goes with its last one."""
+        batch = self._batch_of.pop(msg_id, None)
+        if batch is not None:
+            self._begun.discard(msg_id)
+            batch.left.discard(msg_id)
+            if not batch.left:
+                del self._batches[batch.key]
+                self._scheduled -= batch.engine is None
+        return batch
+
+    def _flush_soon(self) -> None:
+        if self._groups and not self._flushing and not self._closed:
+            self._flushing = True
+            self._backend.io_loop.add_callback(self._flush)
+
+    def _flush(self, everything: bool = False) -> None:
+        """Make batches of what waits, and give them to the scheduler; on the loop."""
+        now = asyncio.get_running_loop().time()
+        batches: list[Batch] = []
+        with self._lock:
+            self._flushing = False
+            for kind, group in list(self._groups.items()):
+                batches += self._cut(kind, group, now, everything)
+                if not group.requests:
+                    del self._groups[kind]
+            for batch in batches:
+                self._note(batch)
+        by_candidates: dict[tuple[str, ...] | None, list[Batch]] = {}
+        for batch in batches:
+            by_candidates.setdefault(batch.candidates, []).append(batch)
+        for candidates, some in by_candidates.items():
+            try:
+                self._send(some, candidates)
+            except Exception as error:  # a client that was closed meanwhile: versions differ
+                for batch in some:
+                    self._fail(batch.left, f"{type(error).__name__}: {error}")
+
+    def _cut(self, kind: Any, group: _Group, now: float, everything: bool) -> list[Batch]:
+        """Batches of what waits, of a size that follows from how long such calls took."""
+        function, candidates = kind
+        waiting = group.requests
+        engines = len(candidates or self._backend._engines) or 1
+        duration = self._durations.get(function)
+        room = len(waiting)
+        if duration is None:
+            size = 1
+            if everything or (group.deadline is not None and now >= group.deadline):
+                pass  # they take long: one each
+            elif group.deadline is None:
+                # the first few are to show how long they take
+                room = 2 * engines
+                group.deadline = now + UNKNOWN
+                if len(waiting) > room:
+                    asyncio.get_running_loop().call_later(UNKNOWN, self._flush)
+            else:
+                room = 0
+        else:
+            size = max(1, min(MOST, int(WORK / (duration + OVERHEAD))))
+        batches = []
+        while waiting and room > 0:
+            # the last ones smaller, so that the engines end together
+            wanted = min(size, max(1, -(-len(waiting) // (2 * engines))))
+            requests: list[Request] = []
+            nbytes = 0
+            while waiting and len(requests) < wanted and nbytes <= LARGE:
+                requests.append(waiting.popleft())
+                nbytes += _size(requests[-1])
+            room -= len(requests)
+            key = key_of(requests, next(self._numbers))
+            batches.append(Batch(key, function, requests, candidates))
+        return batches
+
+    def _send(self, batches: Sequence[Batch], candidates: tuple[str, ...] | None) -> None:
+        backend = self._backend
         addresses = None
         if candidates is not None or backend.adopted:
             wanted = None if candidates is None else set(candidates)
             addresses = [
                 info.address for info in backend.engines() if wanted is None or info.key in wanted
             ]
-        with self._lock:
-            for request, key in zip(requests, keys, strict=True):
-                self._started.pop(request.msg_id, None)  # of a try whose engine died
-                self._placed[request.msg_id] = _Placed(request, candidates, key)
+        keys = [batch.key for batch in batches]
         # where the worker's own threads are not the engine's
         annotations = {"executor": "pxcompat"} if backend.adopted else {}
         with annotate(**annotations):
-            futures = client.map(
-                run, messages, key=keys, pure=False, workers=addresses, allow_other_workers=False
+            futures = backend.native.map(
+                run,
+                keys,
+                [pack(batch.requests) for batch in batches],
+                key=keys,
+                pure=False,
+                workers=addresses,
+                allow_other_workers=False,
             )
         fire_and_forget(futures)
-        for request in requests:
-            backend.sink.sent(request.msg_id)
+        for batch in batches:
+            for request in batch.requests:
+                backend.sink.sent(request.msg_id)
 
-    def started(self, msg_id: str, address: str) -> None:
+    # -- what comes back ---------------------------------------------------------------
+
+    def finished(self, msg_id: str, reply: Reply | None = None) -> None:
+        """Forget a call that has its reply."""
         with self._lock:
-            if msg_id in self._placed:
-                self._started[msg_id] = address
+            batch = self._leave(msg_id)
+            if batch is None or reply is None:
+                return
+            if reply.started is not None and reply.completed is not None:
+                self._measure(batch.kind, max(0.0, reply.completed - reply.started))
 
-    def finished(self, msg_id: str) -> None:
-        """Forget a request that has its reply."""
+    def _measure(self, kind: Any, took: float) -> None:
+        before = self._durations.get(kind)
+        if before is None:
+            self._durations[kind] = took
+            while len(self._durations) > FUNCTIONS:
+                self._durations.popitem(last=False)
+            self._flush_soon()
+        else:
+            # one that takes very long says little of the others
+            self._durations[kind] = 0.8 * before + 0.2 * min(took, 10 * before + WORK)
+
+    def began(self, msg_id: str) -> bool:
+        """An engine says that a call has begun; whether it is one of ours."""
         with self._lock:
-            self._placed.pop(msg_id, None)
-            self._started.pop(msg_id, None)
+            if msg_id not in self._batch_of:
+                return False
+            self._begun.add(msg_id)
+            return True
 
-    async def lost(self, msg_id: str, address: str, reason: str) -> None:
-        """Dask gave a task up; on the loop."""
+    def returned(self, msg_ids: Sequence[str]) -> None:
+        """An engine gives calls back that it has not begun, or an offer that it declines."""
+        with self._lock:
+            for msg_id in msg_ids:
+                batch = self._leave(msg_id)
+                if batch is None:
+                    continue  # it was cancelled
+                if batch.engine is None and batch.kind not in self._durations:
+                    self._measure(batch.kind, WORK)
+                request = next(r for r in batch.requests if r.msg_id == msg_id)
+                request.header.pop("offered", None)
+                self._group(request, batch.candidates).requests.append(request)
+            self._flush_soon()
+
+    # -- engines that end ----------------------------------------------------------------
+
+    def engine_down(self, key: str, address: str, begun: Mapping[str, int] | None) -> None:
+        """An engine is gone; on the loop, before the facade is told.
+
+        Parameters
+        ----------
+        begun
+            By batch, how many of its calls had begun; None: nobody knows.
+        """
+        with self._lock:
+            if begun is None:
+                self._silent.append(address)
+            for name, count in (begun or {}).items():
+                batch = self._batches.get(name)
+                if batch is not None:
+                    for request in batch.requests[:count]:
+                        if request.msg_id in batch.left:
+                            self._began_on(request.msg_id, key)
+            for batch in [b for b in self._batches.values() if b.engine == key]:
+                if begun is None:
+                    for msg_id in batch.left:
+                        self._began_on(msg_id, key)
+                else:
+                    self.returned([m for m in batch.left if m not in self._begun])
+
+    def _began_on(self, msg_id: str, key: str) -> None:
+        self._begun.add(msg_id)
+        self._backend.sink.started(msg_id, key)
+
+    async def lost(self, name: str, address: str, reason: str) -> None:
+        """Dask gave a batch up; on the loop."""
         backend = self._backend
-        # what its worker still said comes first
+        # what its worker still said comes first, and what its ledger says
         for engine in list(backend._engines.values()):
             if engine.info.address == address and engine.task is not None:
-                await asyncio.wait([engine.task], timeout=2)
+                await asyncio.wait([engine.task], timeout=10)
         with self._lock:
-            placed = self._placed.get(msg_id)
-            started = msg_id in self._started
-        if placed is None or started:
+            batch = self._batches.get(name)
+            left = [] if batch is None else [m for m in batch.left if m not in self._begun]
+        if batch is None or not left:
             return  # answered, or its engine's end says it all
-        candidates = placed.candidates
-        if "KilledWorker" in reason:
-            self.finished(msg_id)
-            alive = [info.key for info in backend.engines()]
-            if candidates is not None:
-                candidates = alive = [key for key in candidates if key in alive]
-            if alive or (backend.adopted and candidates is None):
-                try:
-                    await asyncio.get_running_loop().run_in_executor(
-                        None, self.submit, [placed.request], candidates
-                    )
-                    return
-                except Exception as error:  # a client that was closed meanwhile: versions differ
-                    reason = f"{type(error).__name__}: {error}"
-            else:
-                reason = GONE
-        self._fail(msg_id, reason)
+        if "KilledWorker" not in reason:
+            self._fail(left, reason)
+            return
+        if address in self._silent:
+            self._fail(left, "its engine is gone, and may have begun it")
+            return
+        alive = {info.key for info in backend.engines()}
+        candidates = batch.candidates
+        if candidates is not None:
+            candidates = tuple(key for key in candidates if key in alive)
+        if not (candidates or (candidates is None and (alive or backend.adopted))):
+            self._fail(left, GONE)
+            return
+        batch.candidates = candidates
+        self.returned(left)
 
     def abandon(self) -> None:
         """Every engine is gone: fail what none of them had begun."""
         with self._lock:
-            waiting = [p for m, p in self._placed.items() if m not in self._started]
-        for placed in waiting:
-            self._cancel_task(placed.key)
-            self._fail(placed.request.msg_id, GONE)
+            batches = list(self._batches.values())
+            left = [m for b in batches for m in b.left if m not in self._begun]
+            for group in self._groups.values():
+                left += [request.msg_id for request in group.requests]
+            self._groups.clear()
+        for batch in batches:
+            if batch.engine is None:
+                self._cancel_task(batch.key)
+        self._fail(left, GONE)
 
-    def _fail(self, msg_id: str, reason: str) -> None:
-        self.finished(msg_id)
-        content = {
-            "ename": "EngineError",
-            "evalue": f"Dask could not run this call: {reason}",
-            "traceback": [],
-            "engine_info": {},
-        }
-        self._backend.sink.reply(Reply(msg_id, "error", None, content=content))
+    def _fail(self, msg_ids: Sequence[str] | set[str], reason: str) -> None:
+        for msg_id in list(msg_ids):
+            self.finished(msg_id)
+            content = {
+                "ename": "EngineError",
+                "evalue": f"Dask could not run this call: {reason}",
+                "traceback": [],
+                "engine_info": {},
+            }
+            self._backend.sink.reply(Reply(msg_id, "error", None, content=content))
+
+    # -- questions -----------------------------------------------------------------------
+
+    def waiting(self) -> list[str]:
+        """Ids of calls that neither the scheduler nor an engine has yet."""
+        with self._lock:
+            return [r.msg_id for group in self._groups.values() for r in group.requests]
 
     def cancel(self, msg_ids: Sequence[str]) -> Future[list[str]]:
         """Keep balanced requests from running: every engine is told to refuse them."""
         backend = self._backend
         cancelled: Future[list[str]] = Future()
-        keys = [info.key for info in backend.engines()]
-        answers = [backend.control(key, "cancel", {"msg_ids": list(msg_ids)}) for key in keys]
+        wanted = set(msg_ids)
+        here: list[str] = []
+        with self._lock:
+            for kind, group in list(self._groups.items()):
+                found = [r.msg_id for r in group.requests if r.msg_id in wanted]
+                if found:
+                    here += found
+                    kept = (r for r in group.requests if r.msg_id not in wanted)
+                    group.requests = deque(kept)
+                    if not group.requests:
+                        del self._groups[kind]
+        for msg_id in here:
+            backend.sink.reply(Reply(msg_id, "aborted"))
+        rest = [m for m in msg_ids if m not in set(here)]
+        keys = [info.key for info in backend.engines()] if rest else []
+        answers = [backend.control(key, "cancel", {"msg_ids": rest}) for key in keys]
         waiting = len(answers)
         lock = threading.Lock()
 
@@ -198,16 +412,17 @@ class Submitter:
                     result = answer.result()
                     late.update(result["running"], result["done"])
                     by_engines.update(result["cancelled"])
-            prevented = [m for m in msg_ids if m not in late]
+            prevented = [m for m in rest if m not in late]
             for msg_id in prevented:
                 with self._lock:
-                    placed = self._placed.get(msg_id)
-                if placed is not None:
-                    self._cancel_task(placed.key)
+                    batch = self._batch_of.get(msg_id)
+                    last = batch is not None and batch.left == {msg_id}
                 self.finished(msg_id)
+                if batch is not None and last and batch.engine is None:
+                    self._cancel_task(batch.key)
                 if msg_id not in by_engines:
                     backend.sink.reply(Reply(msg_id, "aborted"))
-            cancelled.set_result(prevented)
+            cancelled.set_result([*here, *prevented])
 
         if not answers:
             waiting = 1
@@ -217,7 +432,7 @@ class Submitter:
         return cancelled
 
     def _cancel_task(self, key: str) -> None:
-        """Have the scheduler drop a task; no engine would run its call any more."""
+        """Have the scheduler drop a task; no engine would run its calls any more."""
         client = self._backend.native
         message = {"op": "cancel-keys", "keys": [key], "force": True, "reason": None, "msg": None}
 
@@ -228,10 +443,24 @@ class Submitter:
         self._backend.io_loop.add_callback(send)
 
     def close(self) -> None:
-        """Let go of every task."""
+        """The client goes: give the scheduler what waits, and let go of it; on the loop."""
+        if self._groups:
+            self._flush(everything=True)
         with self._lock:
-            self._placed.clear()
-            self._started.clear()
+            self._closed = True
+            self._groups.clear()
+            self._batches.clear()
+            self._batch_of.clear()
+            self._begun.clear()
+
+
+def _kind(request: Request) -> Any:
+    """What is the same for calls that take about the same time, and may be one batch."""
+    function = request.function
+    code = function[0] if isinstance(function, list) and function else None
+    if isinstance(code, (bytearray, memoryview)):
+        code = bytes(code)
+    return request.label, code, bool(request.header.get(NESTED))
 
 
 def _size(request: Request) -> int:

@@ -38,6 +38,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..controlled import read_order, say, settle
+from .ledger import Ledger
 from .process import EngineSpec, run_engine, security_of
 
 __all__ = ["main"]
@@ -130,7 +131,7 @@ class _Link:
         self._end = end
         self.on_exit: Callable[[str, str], None] = lambda key, reason: None
         self._pids: dict[int, str] = {}
-        self._reasons: dict[str, str] = {}
+        self._reasons: dict[str, tuple[str, dict[str, int]]] = {}
         self._arrived = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         asyncio.get_running_loop().add_reader(lines.sock.fileno(), self._receive)
@@ -151,7 +152,7 @@ class _Link:
             if "started" in message:
                 self._pids[message["pid"]] = message["started"]
             elif "exited" in message:
-                self._reasons[message["exited"]] = message["reason"]
+                self._reasons[message["exited"]] = message["reason"], message["begun"]
                 self.on_exit(message["exited"], message["reason"])
             elif "stop" in message:
                 self._end.set()
@@ -170,7 +171,7 @@ class _Link:
     def kill(self, pid: int, signum: int) -> None:
         self._lines.send({"kill": pid, "signum": signum})
 
-    async def reason(self, key: str, timeout: float) -> str | None:
+    async def reason(self, key: str, timeout: float) -> tuple[str, dict[str, int]] | None:
         async with self._arrived:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(
@@ -281,6 +282,7 @@ class _Supervisor:
         self.info: dict[str, Any] = {}
         self.scheduler = 0
         self.engines: dict[int, str] = {}
+        self.ledgers: dict[str, Ledger] = {}
         self.lines: Lines
         self.ending = False
 
@@ -331,6 +333,7 @@ class _Supervisor:
                 self.info["security"],
                 self.directory,
                 self.order["options"].get("engine", {}),
+                self.ledgers.setdefault(key, Ledger()),
             )
             run = functools.partial(run_engine, spec)
             pid = _fork(run, self._log_path(f"engine-{key[:8]}"))
@@ -391,7 +394,10 @@ class _Supervisor:
                 self.scheduler = 0
                 self.ending = True
             elif pid in self.engines:
-                self._tell({"exited": self.engines.pop(pid), "reason": _how(status)})
+                key = self.engines.pop(pid)
+                ledger = self.ledgers.pop(key)
+                self._tell({"exited": key, "reason": _how(status), "begun": ledger.read()})
+                ledger.close()
 
     def _end_children(self) -> None:
         if self.scheduler:

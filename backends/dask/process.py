@@ -10,6 +10,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from .ledger import Ledger
+
 __all__ = ["EngineSpec", "run_engine", "security_of"]
 
 log = logging.getLogger("pxcompat.dask")
@@ -28,6 +30,7 @@ class EngineSpec:
     security: dict[str, str]
     local_directory: str
     options: dict[str, Any]
+    ledger: Ledger
 
 
 def security_of(pems: dict[str, str]) -> Any:
@@ -104,7 +107,7 @@ async def _run_worker(spec: EngineSpec, engine: Any) -> None:
             death_timeout=30,
         )
         await worker
-        service = Service(worker, engine)
+        service = Service(worker, engine, spec.ledger)
         await service.start()
     except BaseException:
         log.exception("the engine could not join its cluster at %s", spec.scheduler)

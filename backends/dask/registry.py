@@ -15,6 +15,7 @@ from distributed.comm.core import Comm
 
 from pxcompat.protocol import EngineInfo
 
+from .batch import ids_of_key
 from .channel import Channel, ChannelClosed
 from .monitor import Monitor
 from .wire import Message
@@ -24,7 +25,7 @@ __all__ = ["Registry", "Supervisor"]
 log = logging.getLogger("pxcompat.dask")
 
 #: seconds to wait for the supervisor to say how an engine's process ended
-REASON_TIMEOUT = 0.5
+REASON_TIMEOUT = 3
 
 
 class Supervisor(Protocol):
@@ -36,7 +37,7 @@ class Supervisor(Protocol):
 
     def kill(self, pid: int, signum: int) -> None: ...
 
-    async def reason(self, key: str, timeout: float) -> str | None: ...
+    async def reason(self, key: str, timeout: float) -> tuple[str, dict[str, int]] | None: ...
 
     def stop(self) -> None: ...
 
@@ -61,6 +62,8 @@ class Registry(SchedulerPlugin):
         self._registered: set[str] = set()
         self._stillborn: deque[tuple[str, str]] = deque(maxlen=64)
         self._leaving: set[asyncio.Task[None]] = set()
+        #: by address of an engine that is gone: what finds out why
+        self._ending: dict[str, asyncio.Task[None]] = {}
         self.changed = asyncio.Condition()
         scheduler.handlers["pxcompat_registry"] = self.serve
         scheduler.handlers["pxcompat_register"] = self.register
@@ -74,7 +77,7 @@ class Registry(SchedulerPlugin):
         """The supervisor saw an engine's process end; tells of those that never came up."""
         if key not in self._registered:
             self._stillborn.append((key, reason))
-            self._tell_all(("down", key, reason))
+            self._tell_all(("down", key, reason, {}))
 
     async def register(self, key: str, pid: int, host: str, own_process: bool, address: str) -> int:
         """An engine introduces itself; the answer is its id."""
@@ -106,23 +109,38 @@ class Registry(SchedulerPlugin):
                 task = asyncio.ensure_future(self._say_why(info))
                 self._leaving.add(task)
                 task.add_done_callback(self._leaving.discard)
+                self._ending[worker] = task
 
     async def _say_why(self, info: EngineInfo) -> None:
-        reason = None
+        why: tuple[str, dict[str, int] | None] | None = None
         if self.supervisor is not None and self.supervisor.owns(info.pid):
-            reason = await self.supervisor.reason(info.key, REASON_TIMEOUT)
-        self._tell_all(("down", info.key, reason or "its connection to the scheduler was lost"))
+            why = await self.supervisor.reason(info.key, REASON_TIMEOUT)
+        # an engine in somebody else's worker has told its clients of each call that it began
+        begun = None if info.own_process else {}
+        reason, begun = why or ("its connection to the scheduler was lost", begun)
+        self._ending.pop(info.address, None)
+        self._tell_all(("down", info.key, reason, begun))
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         # Calls never fail as Dask tasks; when one does, it is the machinery that failed.
         if finish != "erred" or not isinstance(key, str) or not key.startswith("px:"):
             return
         ts = self.scheduler.tasks[key]
-        msg_id = key.rpartition("-")[2]
         worker = kwargs.get("worker") or (ts.erred_on and next(iter(ts.erred_on))) or ""
-        client = msg_id.rpartition("_")[0]
         # without a text it is the scheduler's own verdict: the call's worker died
-        self._tell(client, ("lost", msg_id, worker, str(ts.exception_text or "KilledWorker")))
+        reason = str(ts.exception_text or "KilledWorker")
+        task = asyncio.ensure_future(self._say_lost(key, worker, reason))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _say_lost(self, key: str, worker: str, reason: str) -> None:
+        """Tell a client of a batch that was given up, after what there is to say of its engine."""
+        await asyncio.sleep(0)  # `remove_worker` comes after the transitions that it causes
+        ending = self._ending.get(worker)
+        if ending is not None:
+            await asyncio.wait([ending])
+        client = next(ids_of_key(key)).rpartition("_")[0]
+        self._tell(client, ("lost", key, worker, reason))
 
     # -- clients -----------------------------------------------------------------
 
@@ -132,7 +150,7 @@ class Registry(SchedulerPlugin):
         self._channels[channel] = client
         channel.send(("engines", [asdict(info) for info in self.engines.values()]))
         for key, reason in self._stillborn:
-            channel.send(("down", key, reason))
+            channel.send(("down", key, reason, {}))
         try:
             await channel.run()
         finally:
@@ -189,9 +207,10 @@ class Registry(SchedulerPlugin):
         """
         waiting = ("queued", "no-worker", "waiting", "processing")
         return [
-            key.rpartition("-")[2]
+            msg_id
             for key, ts in self.scheduler.tasks.items()
             if isinstance(key, str) and key.startswith("px:") and ts.state in waiting
+            for msg_id in ids_of_key(key)
         ]
 
     def _engine(self, key: str) -> EngineInfo:

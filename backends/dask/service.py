@@ -24,8 +24,10 @@ from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 
 from .channel import Channel, ChannelClosed
 from .collections import serve_aside
+from .ledger import Ledger
 from .objects import Shelf
 from .observed import Observed
+from .shared import kept
 from .wire import (
     Blob,
     Message,
@@ -39,6 +41,10 @@ __all__ = ["EnginePlugin", "EngineThreadPoolExecutor", "Service"]
 
 #: messages kept for a client whose balanced call is here before its channel is
 BACKLOG = 10_000
+#: seconds after which a client is told which call of a batch runs
+MOMENT = 0.01
+#: seconds that a batch of balanced calls may take before what it has not begun is given back
+PATIENCE = 0.05
 #: seconds for an engine to fetch a blob from another
 FETCH_TIMEOUT = 60
 
@@ -106,9 +112,14 @@ class _Peer:
                 return False  # nobody waits any more; the record stays for who asks
             return True
 
+    @property
+    def connected(self) -> bool:
+        """Whether the client is there."""
+        channel = self._channel
+        return channel is not None and not channel.closed.is_set()
+
     def started(self, msg_id: str) -> None:
-        # On its way before the call starts, so that a call that ends the process is
-        # known to have started, and is not run again elsewhere.
+        """Have the client know that a call starts, before it does."""
         written = threading.Event()
         if self.tell(("started", msg_id), written.set):
             written.wait(1)
@@ -132,14 +143,21 @@ class Service:
         Running on the current event loop.
     engine : Engine
         Running on a thread of its own, or on the main thread.
+    ledger : Ledger, optional
+        Where to note which balanced calls have begun; without it clients are told of each
+        before it begins.
     """
 
-    def __init__(self, worker: Worker, engine: Engine) -> None:
+    def __init__(self, worker: Worker, engine: Engine, ledger: Ledger | None = None) -> None:
         self.worker = worker
         self.engine = engine
+        self.ledger = ledger
         engine.native = worker
+        engine.keep = kept
         self.loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
+        #: the latest batch of balanced calls
+        self.watch: _Watch | None = None
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         self._channels: set[Channel] = set()
         self._blobs: dict[str, Frames] = {}
@@ -204,14 +222,27 @@ class Service:
                 origin = self.shelf.origin(request.msg_id, request.header["keep"])
                 self.engine.submit(request, origin)
                 return None
+            if request.kind == "apply" and None in (request.function, request.arguments):
+                gone = LookupError("the memory that it was in is gone")
+                peer.reply(self._unresolved(request, gone))
+                return None
             if isinstance(request.function, Blob) or isinstance(request.arguments, Blob):
                 return self._submit_with_blobs(request, peer)
             self.engine.submit(request, peer)
+        elif kind == "offer":
+            if self.engine.idle:
+                request = unpack_request(message)
+                self.engine.call(lambda: self.run_batch(request.msg_id, [request]))
+            else:
+                channel.send(("returned", [message[1]]))
         elif kind == "ask":
             _, call_id, question, args = message
             channel.send(self._answer(call_id, question, args, peer))
         elif kind == "put":
             _, blob_id, frames = message
+            if frames is None:
+                self._drop(blob_id)  # whoever asks for it is told
+                return None
             self._blobs[blob_id] = list(frames.frames)
             self._arrival(blob_id).set()
         elif kind == "drop":
@@ -222,6 +253,8 @@ class Service:
 
     def _answer(self, call_id: int, question: str, args: dict[str, Any], peer: _Peer) -> Message:
         engine = self.engine
+        if self.watch is not None:
+            self.watch.say()  # before the answer, which may say that it runs
         try:
             if question == "cancel":
                 value: Any = engine.cancel(args["msg_ids"])
@@ -259,25 +292,66 @@ class Service:
         """End the engine after what is queued."""
         self.engine.stop()
 
+    # -- balanced calls, on the engine's thread ------------------------------------
+
+    def run_batch(self, key: str, requests: list[Request]) -> None:
+        """Run calls that were given to this engine together."""
+        with self.engine.uninterrupted():
+            self._run_batch(key, requests)
+
+    def _run_batch(self, key: str, requests: list[Request]) -> None:
+        peer = self.peer(requests[0].header["client"])
+        watch = _Watch(self, peer, requests)
+        self.loop.call_soon_threadsafe(watch.start)
+        numbers = {request.msg_id: n for n, request in enumerate(requests, 1)}
+        ready = [request for request in requests if self._resolved(request, peer)]
+        ledger = self.ledger
+        if ledger is not None:
+            ledger.open(key)
+
+        def before(msg_id: str) -> None:
+            if ledger is not None:
+                ledger.begin(numbers[msg_id])
+            else:
+                peer.started(msg_id)
+
+        try:
+            self.engine.run_batch(ready, peer, before)
+        finally:
+            watch.done = True
+
+    def _resolved(self, request: Request, peer: _Peer) -> bool:
+        if isinstance(request.function, Blob) or isinstance(request.arguments, Blob):
+            fetching = asyncio.run_coroutine_threadsafe(self.resolve(request), self.loop)
+            try:
+                fetching.result()
+            except Exception as error:
+                peer.reply(self._unresolved(request, error))
+                return False
+        return True
+
     # -- blobs -------------------------------------------------------------------
 
     async def _submit_with_blobs(self, request: Request, peer: _Peer) -> None:
         try:
             await self.resolve(request)
         except Exception as error:
-            content = {
-                "ename": "EngineError",
-                "evalue": f"could not fetch the arguments from another engine: {error}",
-                "traceback": [],
-                "engine_info": {
-                    "engine_uuid": self.engine.key,
-                    "engine_id": self.engine.id,
-                    "method": request.kind,
-                },
-            }
-            peer.reply(Reply(request.msg_id, "error", self.engine.key, content=content))
+            peer.reply(self._unresolved(request, error))
         else:
             self.engine.submit(request, peer)
+
+    def _unresolved(self, request: Request, error: Exception) -> Reply:
+        content = {
+            "ename": "EngineError",
+            "evalue": f"could not fetch the arguments: {error}",
+            "traceback": [],
+            "engine_info": {
+                "engine_uuid": self.engine.key,
+                "engine_id": self.engine.id,
+                "method": request.kind,
+            },
+        }
+        return Reply(request.msg_id, "error", self.engine.key, content=content)
 
     async def resolve(self, request: Request) -> None:
         """Put a request's blobs in place, fetched from the engines that hold them."""
@@ -328,6 +402,41 @@ class Service:
             return None
         shared = isinstance(comm, InProc)
         return Serialized({}, [bytearray(f) for f in frames] if shared else list(frames))
+
+
+class _Watch:
+    """Balanced calls that an engine was given together, watched from the loop."""
+
+    def __init__(self, service: Service, peer: _Peer, requests: list[Request]) -> None:
+        self._service = service
+        self._peer = peer
+        self._ids = dict.fromkeys(request.msg_id for request in requests)
+        self._told: str | None = None
+        self.done = False
+
+    def start(self) -> None:
+        """Look again and again, until they are done."""
+        self._service.watch = self
+        self._service.loop.call_later(MOMENT, self._look, False)
+
+    def say(self) -> None:
+        """Tell the client what runs, if it does not know yet."""
+        running = self._service.engine.running
+        if running in self._ids and running != self._told and not self.done:
+            self._told = running
+            if self._peer.connected:
+                self._peer.tell(("started", running))
+
+    def _look(self, patient: bool) -> None:
+        """When it takes long: say what runs, and give back what does not, for others to do."""
+        if self.done:
+            return
+        self.say()
+        if patient and self._peer.connected:
+            back = self._service.engine.give_back(list(self._ids))
+            if back:
+                self._peer.tell(("returned", back))
+        self._service.loop.call_later(PATIENCE, self._look, True)
 
 
 class EnginePlugin(WorkerPlugin):
