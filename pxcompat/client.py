@@ -243,15 +243,27 @@ class Client(Work):
         ----------
         targets : int, list of int, slice or "all"
         restart : bool
-            Not supported, as ipyparallel does not either.
+            Start a new engine in the place of each, with the same id and an empty namespace.
+            What the old ones run or have queued fails with EngineError at once.  ipyparallel
+            has the parameter, and raises NotImplementedError.
         hub : bool
             Shut down the controller and every engine.
         block : bool, optional
-            Wait until they are gone.
+            Wait until they are gone; with ``restart``, until the new ones are there.
+
+        Raises
+        ------
+        BackendError
+            With ``restart``, when engines of this cluster cannot be restarted from here
+            (``Capabilities.restart_engines``).
+        TimeoutError
+            When they are not gone in 30 s, or not back in 60 s.
         """
-        if restart:
-            raise ValueError("Engine restart is not supported: start new engines instead")
         block = self.block if block is None else block
+        if restart:
+            if hub:
+                raise ValueError("hub=True ends the cluster: there is nothing to restart then")
+            return self._restart(self._build_targets(targets)[0], block)
         if hub:
             done = self._backend.stop_cluster()
             keys = list(self._dispatcher.engines)

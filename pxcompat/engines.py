@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal as signals
 import threading
 import time
@@ -11,7 +12,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from .dispatch import Dispatcher
-from .error import EngineError, InvalidEngineId, NoEnginesRegistered
+from .error import EngineError, InvalidEngineId, NoEnginesRegistered, no_restart
 from .progress import aside, noninteractive
 from .protocol import Backend
 from .util import ReverseDict, progress
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 __all__ = ["Engines"]
+
+log = logging.getLogger("pxcompat")
+
+#: seconds for engines that are restarted to end, and for their successors to come
+RESTART_TIMEOUT = 60
 
 
 class Engines:
@@ -225,6 +231,29 @@ class Engines:
         sent = [self._backend.signal(key, number) for key in self._build_targets(targets)[0]]
         return self._all(sent, block)
 
+    def _restart(self, keys: Sequence[str], block: bool) -> None:
+        """Have engines end, and others start under their ids."""
+        dispatcher, backend = self._dispatcher, self._backend
+        if not backend.capabilities.restart_engines:
+            raise no_restart(backend.name)
+        with dispatcher.lock:
+            dispatcher.stillborn = None
+        done = backend.restart_engines(keys)
+        if not block:
+            done.add_done_callback(_log_failure)
+            return
+        started = done.result(RESTART_TIMEOUT)
+        deadline = time.monotonic() + RESTART_TIMEOUT
+        with dispatcher.engines_changed:
+            while not all(key in dispatcher.ids for key in started):
+                if gone := dispatcher.lost or dispatcher.stillborn:
+                    raise EngineError(f"not all of {len(started)} engines are back: {gone}")
+                if not dispatcher.engines_changed.wait(deadline - time.monotonic()):
+                    raise TimeoutError(
+                        f"not all of {len(started)} engines are back within "
+                        f"{RESTART_TIMEOUT} s; their logs may say why"
+                    )
+
     @staticmethod
     def _all(
         futures: Sequence[Future[Any]], block: bool, timeout: float = 30
@@ -254,6 +283,11 @@ class Engines:
         if not futures:
             together.set_result(None)
         return together
+
+
+def _log_failure(done: Future[Any]) -> None:
+    if (failure := done.exception()) is not None:
+        log.error("engines were not restarted: %s", failure)
 
 
 def _wants_bar(interactive: bool | None) -> bool:

@@ -122,6 +122,14 @@ class BackendError(KernelError):
     """A backend is unknown, not installed, or failed to start."""
 
 
+def no_restart(backend: str) -> BackendError:
+    """What is said where a backend's capabilities exclude restarts."""
+    return BackendError(
+        f"engines of this {backend} cluster cannot be restarted from here, as pxcompat did not "
+        "start them: restart them with the tool that did"
+    )
+
+
 class RemoteError(KernelError):
     """User code raised an exception on an engine.
 

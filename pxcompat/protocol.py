@@ -183,9 +183,13 @@ class EngineInfo:
     key
         The engine's uuid; ipyparallel's ``engine_uuid``.
     id
-        The integer that ``rc[id]`` takes; rises, never reused within a cluster.
+        The integer that ``rc[id]`` takes; rises, never given to another engine of its
+        cluster, but to the successors of a restarted one.
     own_process
         Whether the engine has a process, and so a main thread and signals, to itself.
+    name
+        What :meth:`Backend.start_engines` called it: its key, or, after restarts, the key
+        of the first engine that had its id.
     """
 
     key: str
@@ -194,6 +198,10 @@ class EngineInfo:
     host: str
     address: str = ""
     own_process: bool = True
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +232,8 @@ class Capabilities:
     ----------
     start_engines
         Whether :meth:`Backend.start_engines` can add engines to this cluster.
+    restart_engines
+        Whether :meth:`Backend.restart_engines` can put new engines in the place of old ones.
     signals
         Whether any signal can be sent to an engine's process.  Otherwise an interrupt
         (SIGINT) is delivered between two bytecodes, best effort, and others are refused.
@@ -239,6 +249,7 @@ class Capabilities:
     """
 
     start_engines: bool = True
+    restart_engines: bool = True
     signals: bool = True
     credentials: bool = False
     put_threshold: int = 1 << 20
@@ -258,7 +269,9 @@ class EventSink(Protocol):
     session: str
 
     def engine_up(self, info: EngineInfo) -> None:
-        """An engine is ready for requests.  Also said of every engine found at ``open``."""
+        """An engine is ready for requests.  Also said of every engine found at ``open``.
+
+        Of a restarted engine, ``engine_down`` of its predecessor comes first."""
 
     def engine_down(self, key: str, reason: str) -> None:
         """An engine is gone, with everything in it; nothing more will come from it."""
@@ -307,6 +320,10 @@ class Backend(Protocol):
 
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
         """Shut engines down after what is queued now; at once when ``force``."""
+
+    def restart_engines(self, keys: Sequence[str]) -> Future[list[str]]:
+        """End engines at once, whatever they run or have queued, and start others with the
+        same ids; resolves to the keys of those, in order, once they were launched."""
 
     def stop_cluster(self) -> Future[None]:
         """Shut the whole cluster down."""

@@ -171,7 +171,10 @@ class DaskBackend:
         self._closed = False
         self.adopted = bool(info.get("adopt"))
         self.capabilities = Capabilities(
-            collections="dask", signals=not self.adopted, credentials=bool(info.get("security"))
+            collections="dask",
+            restart_engines=not self.adopted,
+            signals=not self.adopted,
+            credentials=bool(info.get("security")),
         )
         self.sink: EventSink
 
@@ -352,7 +355,10 @@ class DaskBackend:
 
     async def _meet(self, info: EngineInfo) -> None:
         """Open the channel to an engine, and report it when it is open."""
+        before = [e.task for e in self._engines.values() if e.info.id == info.id and e.task]
         engine = self._engines[info.key] = _Engine(self, info)
+        if before:
+            await asyncio.wait(before)  # the engine in whose place this one is
         try:
             comm = await self._dial(info.address, "pxcompat_engine")
         except OSError as error:
@@ -505,6 +511,9 @@ class DaskBackend:
 
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
         return self.control(None, "stop_engines", {"keys": list(keys), "force": force})
+
+    def restart_engines(self, keys: Sequence[str]) -> Future[list[str]]:
+        return self.control(None, "restart_engines", {"keys": list(keys)})
 
     def stop_cluster(self) -> Future[None]:
         return self.control(None, "stop", {})

@@ -158,12 +158,10 @@ class _Link:
                 self._end.set()
             self._arrived.notify_all()
 
-    async def start_engines(self, n: int) -> list[str]:
-        keys = [uuid.uuid4().hex for _ in range(n)]
-        self._lines.send({"start": keys})
+    async def start_engines(self, names: dict[str, str]) -> None:
+        self._lines.send({"start": names})
         async with self._arrived:
-            await self._arrived.wait_for(lambda: set(keys) <= set(self._pids.values()))
-        return keys
+            await self._arrived.wait_for(lambda: names.keys() <= set(self._pids.values()))
 
     def owns(self, pid: int) -> bool:
         return pid in self._pids
@@ -289,7 +287,8 @@ class _Supervisor:
     def run(self) -> None:
         try:
             self._start_scheduler()
-            self._start_engines([uuid.uuid4().hex for _ in range(self.order["n"])])
+            keys = [uuid.uuid4().hex for _ in range(self.order["n"])]
+            self._start_engines({key: key for key in keys})
             say(
                 {
                     "info": {
@@ -324,8 +323,8 @@ class _Supervisor:
                 tail = "".join(log.readlines()[-10:])
             raise RuntimeError(f"the scheduler ended before it was ready\n{tail}")
 
-    def _start_engines(self, keys: list[str]) -> None:
-        for key in keys:
+    def _start_engines(self, names: dict[str, str]) -> None:
+        for key, name in names.items():
             spec = EngineSpec(
                 key,
                 self.info["address"],
@@ -336,7 +335,7 @@ class _Supervisor:
                 self.ledgers.setdefault(key, Ledger()),
             )
             run = functools.partial(run_engine, spec)
-            pid = _fork(run, self._log_path(f"engine-{key[:8]}"))
+            pid = _fork(run, self._log_path(f"engine-{name[:8]}"))
             self.engines[pid] = key
             self._tell({"started": key, "pid": pid})
 

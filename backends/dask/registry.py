@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import signal
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -31,7 +33,8 @@ REASON_TIMEOUT = 3
 class Supervisor(Protocol):
     """What started the engines of this host, and can end them."""
 
-    async def start_engines(self, n: int) -> list[str]: ...
+    async def start_engines(self, names: dict[str, str]) -> None:
+        """Start an engine for each key, called by the name that goes with it."""
 
     def owns(self, pid: int) -> bool: ...
 
@@ -60,6 +63,10 @@ class Registry(SchedulerPlugin):
         self._ids = itertools.count()
         self._channels: dict[Channel, str] = {}
         self._registered: set[str] = set()
+        #: engines that start in the place of others: their ids and names
+        self._successors: dict[str, tuple[int, str]] = {}
+        #: engines that we end for a reason that their processes' ends do not tell
+        self._reasons: dict[str, str] = {}
         self._stillborn: deque[tuple[str, str]] = deque(maxlen=64)
         self._leaving: set[asyncio.Task[None]] = set()
         #: by address of an engine that is gone: what finds out why
@@ -77,11 +84,14 @@ class Registry(SchedulerPlugin):
         """The supervisor saw an engine's process end; tells of those that never came up."""
         if key not in self._registered:
             self._stillborn.append((key, reason))
+            self._successors.pop(key, None)
             self._tell_all(("down", key, reason, {}))
 
     async def register(self, key: str, pid: int, host: str, own_process: bool, address: str) -> int:
         """An engine introduces itself; the answer is its id."""
-        info = EngineInfo(key, next(self._ids), pid, host, address, own_process)
+        successor = self._successors.pop(key, None)
+        id, name = successor if successor is not None else (next(self._ids), key)
+        info = EngineInfo(key, id, pid, host, address, own_process, name)
         self.engines[key] = info
         self._registered.add(key)
         self._tell_all(("up", asdict(info)))
@@ -118,8 +128,11 @@ class Registry(SchedulerPlugin):
         # an engine in somebody else's worker has told its clients of each call that it began
         begun = None if info.own_process else {}
         reason, begun = why or ("its connection to the scheduler was lost", begun)
+        reason = self._reasons.pop(info.key, reason)
         self._ending.pop(info.address, None)
         self._tell_all(("down", info.key, reason, begun))
+        async with self.changed:
+            self.changed.notify_all()
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         # Calls never fail as Dask tasks; when one does, it is the machinery that failed.
@@ -188,6 +201,7 @@ class Registry(SchedulerPlugin):
             "signal": self.signal,
             "start_engines": self.start_engines,
             "stop_engines": self.stop_engines,
+            "restart_engines": self.restart_engines,
             "stop": self.stop,
         }
         try:
@@ -238,7 +252,25 @@ class Registry(SchedulerPlugin):
 
     async def start_engines(self, n: int) -> list[str]:
         """Start engines beside those that are there; their keys."""
-        return await self._own_supervisor().start_engines(n)
+        keys = [uuid.uuid4().hex for _ in range(n)]
+        await self._own_supervisor().start_engines({key: key for key in keys})
+        return keys
+
+    async def restart_engines(self, keys: list[str]) -> list[str]:
+        """Kill engines and start others under their ids; the keys of those."""
+        supervisor = self._own_supervisor()
+        infos = [self._engine(key) for key in keys]
+        started = {uuid.uuid4().hex: info for info in infos}
+        for info in infos:
+            # said before anything can see it go
+            self._reasons[info.key] = "it was restarted"
+            supervisor.kill(info.pid, signal.SIGKILL)
+        async with self.changed:
+            await self.changed.wait_for(lambda: not any(key in self._reasons for key in keys))
+        for key, info in started.items():
+            self._successors[key] = info.id, info.name
+        await supervisor.start_engines({key: info.name for key, info in started.items()})
+        return list(started)
 
     async def stop_engines(self, keys: list[str], force: bool) -> None:
         """Stop engines, after what they have queued or at once; return when they are gone."""

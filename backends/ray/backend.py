@@ -248,6 +248,11 @@ class RayBackend:
 
     def _meet(self, info: Mapping[str, Any], handle: Any) -> None:
         engine = _Engine(EngineInfo(**info), handle, self)
+        for predecessor in list(self._engines.values()):
+            if predecessor.info.id == engine.info.id:
+                # its last words had as long as it takes to start a process
+                predecessor.deadline = 0
+                self._bury(0)
         with self._lock:
             self._engines[engine.info.key] = engine
         self.sink.engine_up(engine.info)
@@ -634,6 +639,9 @@ class RayBackend:
 
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
         return self.control(None, "stop_engines", {"keys": list(keys), "force": force})
+
+    def restart_engines(self, keys: Sequence[str]) -> Future[list[str]]:
+        return self.control(None, "restart_engines", {"keys": list(keys)})
 
     def stop_cluster(self) -> Future[None]:
         stopped = self.control(None, "stop", {})

@@ -95,8 +95,8 @@ class EngineActor:
     setup : dict
         ``cwd``, ``path``, ``env``: as in :class:`pxcompat.protocol.LaunchSpec`;
         ``namespace``: the cluster's;
-        ``logs``: folder for the log file, or None; ``engine``: options of
-        :class:`pxcompat.engine.runtime.Engine`.
+        ``logs``: folder for the log file, or None; ``log``: which of the files in it;
+        ``engine``: options of :class:`pxcompat.engine.runtime.Engine`.
     """
 
     def __init__(self, registry: Any, key: str, id: int, setup: dict[str, Any]) -> None:
@@ -106,7 +106,7 @@ class EngineActor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is an engine to interrupt
         settle(setup)
-        _log_to(setup.get("logs"), f"engine-{key[:8]}")
+        _log_to(setup.get("logs"), f"engine-{setup['log']}")
         # notebooks written for ipyparallel import it on engines too
         alias.enable()
         self._engine = Engine(key, own_process=True, **setup["engine"])

@@ -83,9 +83,11 @@ class _Box:
 class _Entry:
     """One engine."""
 
-    def __init__(self, key: str, id: int, handle: Any) -> None:
+    def __init__(self, key: str, id: int, name: str, handle: Any) -> None:
         self.key = key
         self.id = id
+        #: its key, or that of the first engine that had its id
+        self.name = name
         self.handle = handle
         self.info: EngineInfo | None = None
         self.node = ""
@@ -185,6 +187,7 @@ class Registry:
             "signal": self.signal,
             "start_engines": self.start_engines,
             "stop_engines": self.stop_engines,
+            "restart_engines": self.restart_engines,
             "stop": self.stop,
         }
         try:
@@ -206,7 +209,8 @@ class Registry:
         entry = self._engines.get(key)
         if entry is None:
             raise LookupError(f"the engine {key} was given up before it was ready")
-        entry.info = EngineInfo(key, entry.id, pid, host, f"{host}:{pid}", own_process)
+        address = f"{host}:{pid}"
+        entry.info = EngineInfo(key, entry.id, pid, host, address, own_process, entry.name)
         entry.node = node
         if node == self._node:
             entry.born = psutil.Process(pid).create_time()
@@ -296,7 +300,19 @@ class Registry:
         """Start engines; their keys.  They register when they are ready."""
         if self._never is None:
             self._never = self._me.forever.remote()
-        return [self._start_engine() for _ in range(n)]
+        return [self._start_engine(next(self._ids)) for _ in range(n)]
+
+    async def restart_engines(self, keys: list[str]) -> list[str]:
+        """Kill engines and start others under their ids; the keys of those."""
+        entries = [self._entry(key) for key in keys]
+        if self._never is None:
+            self._never = self._me.forever.remote()
+        for entry in entries:
+            entry.reason = "it was restarted"
+            ray.kill(entry.handle)
+        for entry in entries:
+            await entry.gone.wait()
+        return [self._start_engine(entry.id, entry.name) for entry in entries]
 
     async def await_engines(self, keys: Sequence[str]) -> list[str]:
         """Wait until engines are up or given up; why those that are not."""
@@ -310,8 +326,9 @@ class Registry:
         ended = dict(self._stillborn)
         return [ended[key] for key in keys if key in ended]
 
-    def _start_engine(self) -> str:
-        key, id = uuid.uuid4().hex, next(self._ids)
+    def _start_engine(self, id: int, name: str = "") -> str:
+        key = uuid.uuid4().hex
+        name = name or key
         actor = ray.remote(EngineActor).options(
             name=f"engine-{id}",
             namespace=self._order["namespace"],
@@ -319,8 +336,8 @@ class Registry:
             max_task_retries=0,
             **self._order["actor"],
         )
-        handle = actor.remote(self._me, key, id, self._order["setup"])
-        entry = self._engines[key] = _Entry(key, id, handle)
+        handle = actor.remote(self._me, key, id, {**self._order["setup"], "log": name[:8]})
+        entry = self._engines[key] = _Entry(key, id, name, handle)
         self._background(self._watch(entry))
         self._background(self._expect(entry))
         return key

@@ -276,6 +276,9 @@ class RelayBackend:
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
         return self.ask("stop_engines", list(keys), force)
 
+    def restart_engines(self, keys: Sequence[str]) -> Future[list[str]]:
+        return self.ask("restart_engines", list(keys))
+
     def stop_cluster(self) -> Future[None]:
         return self.ask("stop_cluster")
 

@@ -228,9 +228,7 @@ class PxClusterEngines(PxClusterApp):
             raise
         if code := self.startup_code():
             with cluster.connect_client_sync() as client:
-                names = cluster.engines[engine_set_id].names
-                ids = [engine_id for engine_id in client.ids if client._engines[engine_id] in names]
-                client[ids].execute(code, silent=False, block=True)
+                client[cluster.engine_ids(engine_set_id)].execute(code, silent=False, block=True)
         self.log.info("Engines appear to have started successfully")
 
 

@@ -30,7 +30,7 @@ from traitlets import (
 from traitlets.config import Application, Config, LoggingConfigurable
 
 from ..cards import cluster_card
-from ..error import BackendError, InvalidEngineId
+from ..error import BackendError, InvalidEngineId, no_restart
 from ..protocol import Backend, LaunchSpec
 from . import connection as connections, profiles, saved
 from .connection import AlreadyRunning, Connection
@@ -503,13 +503,23 @@ class Cluster(ClusterFile, LoggingConfigurable):
                 engine_set = self.engines[set_id]
                 self.log.info("Stopping engine(s): %s", set_id)
                 if engine_set.running:
-                    self._stop_keys(engine_set.names)
+                    self._stop_keys(self._up(engine_set.names))
                     engine_set.forget()
                 self.engines = {k: v for k, v in self.engines.items() if k != set_id}
 
-    def _stop_keys(self, names: list[str]) -> None:
+    def _up(self, names: list[str]) -> list[str]:
+        """Keys of those of the engines that are up."""
+        self._backend()
+        return self._running.watch.named(names)
+
+    def engine_ids(self, engine_set_id: str) -> list[int]:
+        """Ids of a set's engines that are up."""
+        keys = self._up(self.engines[engine_set_id].names)
+        engines = self._running.watch.engines
+        return sorted(engines[key].id for key in keys if key in engines)
+
+    def _stop_keys(self, up: list[str]) -> None:
         backend = self._backend()
-        up = [name for name in names if name in self._running.watch.engines]
         if up:
             result(backend.stop_engines(up, force=True), "stop its engines", STOP_TIMEOUT)
             self._running.watch.wait_gone(up, timeout=STOP_TIMEOUT)
@@ -538,25 +548,51 @@ class Cluster(ClusterFile, LoggingConfigurable):
         self.stop_controller_sync()
 
     def restart_engines_sync(self, engine_set_id: str | None = None) -> None:
-        """Stop a set of engines, or every set, and start as many anew."""
+        """Restart a set of engines, or every set: new processes under the same ids.
+
+        What they run or have queued fails with EngineError.  Engines of a set that have died
+        before are replaced by others, under ids of their own.  Returns when they are up.
+
+        Raises
+        ------
+        BackendError
+            When this cluster's engines cannot be restarted from here.
+        EngineError
+            When one ends while it starts.
+        """
         with self._lock:
             for set_id in list(self.engines) if engine_set_id is None else [engine_set_id]:
-                n = self.engines[set_id].n
-                self.stop_engines_sync(set_id)
-                self.start_engines_sync(n, set_id)
+                engine_set = self.engines[set_id]
+                self.log.info("Restarting engine(s): %s", set_id)
+                keys = self._up(engine_set.names)
+                self._restart(keys)
+                up = {self._running.watch.engines[key].name for key in self._up(engine_set.names)}
+                dead = [name for name in engine_set.names if name not in up]
+                if dead:
+                    started = result(
+                        self._backend().start_engines(len(dead)),
+                        "start engines",
+                        self._settings.start_timeout,
+                    )
+                    engine_set.names = [name for name in engine_set.names if name in up]
+                    engine_set.names += started
+                    engine_set.record()
+                    self._running.watch.wait_for(started, timeout=self.engine_timeout)
 
     def restart_engine_sync(self, engine_id: int) -> None:
-        """Stop one engine and start another in its set; it gets an id of its own."""
+        """Restart one engine: a new process under the same id.  Returns when it is up."""
         with self._lock:
-            key = self._key_of(engine_id)
-            self._stop_keys([key])
-            (name,) = result(
-                self._backend().start_engines(1), "start an engine", self._settings.start_timeout
-            )
-            for engine_set in self.engines.values():
-                if key in engine_set.names:
-                    engine_set.names[engine_set.names.index(key)] = name
-                    engine_set.record()
+            self._restart([self._key_of(engine_id)])
+
+    def _restart(self, keys: list[str]) -> None:
+        backend = self._backend()
+        if not backend.capabilities.restart_engines:
+            raise no_restart(self.backend)
+        if not keys:
+            return
+        patience = STOP_TIMEOUT + self._settings.start_timeout
+        started = result(backend.restart_engines(keys), "restart its engines", patience)
+        self._running.watch.wait_for(started, timeout=self.engine_timeout)
 
     def signal_engines_sync(self, signum: int, engine_set_id: str | None = None) -> None:
         """Send a signal to the engines of a set, or to all of them."""
@@ -564,10 +600,9 @@ class Cluster(ClusterFile, LoggingConfigurable):
             backend = self._backend()
             for set_id in list(self.engines) if engine_set_id is None else [engine_set_id]:
                 self.log.info("Sending signal %s to engine(s) %s", int(signum), set_id)
-                for name in self.engines[set_id].names:
-                    if name in self._running.watch.engines:
-                        what = f"signal engine {name}"
-                        result(backend.signal(name, int(signum)), what, STOP_TIMEOUT)
+                for key in self._up(self.engines[set_id].names):
+                    what = f"signal engine {key}"
+                    result(backend.signal(key, int(signum)), what, STOP_TIMEOUT)
 
     def signal_engine_sync(self, signum: int, engine_id: int) -> None:
         """Send a signal to one engine."""

@@ -279,7 +279,8 @@ class EngineSet:
     engine_set_id : str
         Its key in ``Cluster.engines``.
     names : list of str
-        The engines' uuids.
+        The engines' names: their uuids, or, of restarted ones, those of the first in their
+        places.
     """
 
     def __init__(self, controller: Controller, engine_set_id: str, names: list[str]) -> None:

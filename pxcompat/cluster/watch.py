@@ -31,13 +31,22 @@ class EngineWatch:
         with self._changed:
             return dict(self._engines)
 
+    def named(self, names: Collection[str]) -> list[str]:
+        """Keys of those of these engines that are up, whether they were restarted or not.
+
+        A key names its engine alone, and not a successor.
+        """
+        engines = self.engines
+        named = {info.name: key for key, info in engines.items()} | {key: key for key in engines}
+        return [named[name] for name in names if name in named]
+
     @property
     def lost(self) -> str | None:
         """Why the cluster is out of reach; None while it is not."""
         return self._lost
 
-    def wait_for(self, keys: Collection[str], *, timeout: float, progress: bool = False) -> None:
-        """Wait until all these engines are up.
+    def wait_for(self, names: Collection[str], *, timeout: float, progress: bool = False) -> None:
+        """Wait until all engines of these names are up.
 
         Raises
         ------
@@ -50,20 +59,20 @@ class EngineWatch:
 
         def ready() -> bool:
             nonlocal up
-            if dead := [key for key in keys if key in self._down]:
+            if dead := [name for name in names if name in self._down]:
                 raise EngineError(
-                    f"{len(dead)} of {len(keys)} engines ended while they were starting;"
+                    f"{len(dead)} of {len(names)} engines ended while they were starting;"
                     f" engine {dead[0]}: {self._down[dead[0]]}"
                 )
-            before, up = up, sum(key in self._engines for key in keys)
+            before, up = up, len(self.named(names))
             bar.update(up - before)
-            return up == len(keys)
+            return up == len(names)
 
         with progress_bar(
-            total=len(keys), unit="engine", file=aside(), disable=None if progress else True
+            total=len(names), unit="engine", file=aside(), disable=None if progress else True
         ) as bar:
             if not self._wait(ready, timeout):
-                raise TimeoutError(f"{up} of {len(keys)} engines registered within {timeout:g} s")
+                raise TimeoutError(f"{up} of {len(names)} engines registered within {timeout:g} s")
 
     def wait_gone(self, keys: Collection[str], *, timeout: float) -> None:
         """Wait until none of these engines is up any more."""
@@ -94,12 +103,13 @@ class EngineWatch:
     def engine_up(self, info: EngineInfo) -> None:
         with self._changed:
             self._engines[info.key] = info
+            self._down.pop(info.name, None)  # it was restarted
             self._changed.notify_all()
 
     def engine_down(self, key: str, reason: str) -> None:
         with self._changed:
-            self._engines.pop(key, None)
-            self._down[key] = reason
+            info = self._engines.pop(key, None)
+            self._down[info.name if info is not None else key] = reason
             self._changed.notify_all()
 
     def disconnected(self, reason: str) -> None:

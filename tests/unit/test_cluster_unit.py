@@ -64,6 +64,7 @@ class FakeLaunched:
         self.signals: list[tuple[str, int]] = []
         self.reason: str | None = None
         self.ids = itertools.count()
+        self.numbers = itertools.count()
         self.ended = threading.Event()
         self.register = True
         #: seconds between the end and its being noticed
@@ -71,16 +72,15 @@ class FakeLaunched:
         self.start(spec.n)
 
     def start(self, n: int) -> list[str]:
-        names = []
-        for _ in range(n):
-            number = next(self.ids)
-            info = EngineInfo(f"key{number}", number, pid=1, host="h")
-            names.append(info.key)
-            if self.register:
-                self.engines[info.key] = info
-                for sink in self.sinks:
-                    sink.engine_up(info)
-        return names
+        return [self.start_one(next(self.ids)) for _ in range(n)]
+
+    def start_one(self, id: int, name: str = "") -> str:
+        info = EngineInfo(f"key{next(self.numbers)}", id, pid=1, host="h", name=name)
+        if self.register:
+            self.engines[info.key] = info
+            for sink in self.sinks:
+                sink.engine_up(info)
+        return info.key
 
     def end(self, reason: str) -> None:
         self.reason = self.reason or reason
@@ -128,6 +128,11 @@ class FakeBackend:
             for sink in self.cluster.sinks:
                 sink.engine_down(key, "stopped")
         return done()
+
+    def restart_engines(self, keys: Sequence[str]) -> Future[list[str]]:
+        before = [self.cluster.engines[key] for key in keys]
+        self.stop_engines(keys)
+        return done([self.cluster.start_one(info.id, info.name) for info in before])
 
     def signal(self, key: str, signum: int) -> Future[None]:
         self.cluster.signals.append((key, signum))
@@ -482,10 +487,33 @@ class TestCluster:
         (engine_set_id,) = cluster.engines
         cluster.restart_engines_sync()
         assert list(cluster.engines) == [engine_set_id]
-        assert list(provider.launched[0].engines) == ["key2", "key3"]
-        cluster.restart_engine_sync(3)
-        assert cluster.engines[engine_set_id].names == ["key2", "key4"]
-        assert connection.read(cluster.cluster_file).engines == {engine_set_id: ["key2", "key4"]}
+        engines = provider.launched[0].engines
+        assert {key: info.id for key, info in engines.items()} == {"key2": 0, "key3": 1}
+        cluster.restart_engine_sync(1)
+        assert {key: info.id for key, info in engines.items()} == {"key2": 0, "key4": 1}
+        assert cluster.engines[engine_set_id].names == ["key0", "key1"]
+        cluster.signal_engines_sync(signal.SIGUSR1)
+        assert provider.launched[0].signals == [("key2", 10), ("key4", 10)]
+        # one that is dead gets a successor with another id
+        cluster.stop_engine_sync(0)
+        cluster.restart_engines_sync()
+        assert {info.id for info in engines.values()} == {1, 2}
+        assert cluster.engine_ids(engine_set_id) == [1, 2]
+        names = cluster.engines[engine_set_id].names
+        assert names == ["key1", "key6"]
+        assert connection.read(cluster.cluster_file).engines == {engine_set_id: names}
+        cluster.stop_engines_sync()
+        assert not engines
+
+    def test_engines_that_cannot_be_restarted(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cluster.start_cluster_sync()
+        capabilities = Capabilities(restart_engines=False)
+        monkeypatch.setattr(cluster._backend(), "capabilities", capabilities)
+        with pytest.raises(BackendError, match="restart them with the tool that did"):
+            cluster.restart_engines_sync()
+        assert cluster.engine_ids(next(iter(cluster.engines))) == [0, 1]
 
     def test_one_engine(self, provider: FakeProvider, cluster: Cluster) -> None:
         cluster.start_cluster_sync()

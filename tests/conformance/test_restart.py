@@ -1,0 +1,77 @@
+"""Engines that are restarted: the same id, everything else is new."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pxcompat as ipp
+from pxcompat import error
+
+from .conftest import PATIENCE, wait_until
+
+
+def uuids(rc: ipp.Client) -> dict[int, str]:
+    return {engine: rc._engines[engine] for engine in rc.ids}
+
+
+def test_an_engine_is_restarted_under_its_id(rc: ipp.Client, cluster: Any, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    other = cluster.connect_client_sync()
+    ids, before, pids = rc.ids, uuids(rc), rc[:].apply_sync(os.getpid)
+    view, target = rc[:], ids[1]
+    view.push({"x": 1}, block=True)
+
+    def hold(path: str) -> None:
+        open(path, "w").close()
+        time.sleep(600)
+
+    running = rc[target].apply_async(hold, str(started))
+    queued = rc[target].apply_async(os.getpid)
+    wait_until(started.exists)
+
+    rc.shutdown(target, restart=True, block=True)
+    assert rc.ids == ids
+    for failed in (running, queued):
+        with pytest.raises(error.EngineError, match=f"Engine {target} died .*: it was restarted"):
+            failed.get(PATIENCE)
+    # a view that was made before goes on, and the others have not noticed
+    view.execute("there = 'x' in globals()", block=True)
+    assert view["there"] == [True, False, True]
+    now = view.apply_sync(os.getpid)
+    assert [new == old for new, old in zip(now, pids, strict=True)] == [True, False, True]
+    assert [i for i, key in uuids(rc).items() if key != before[i]] == [target]
+    # other clients see the same
+    wait_until(lambda: uuids(other) == uuids(rc))
+    assert other[:].apply_sync(os.getpid) == now
+    assert sorted(other.load_balanced_view().map_sync(lambda i: i, range(6))) == list(range(6))
+    other.close()
+
+
+def test_a_cluster_restarts_a_set_of_engines(rc: ipp.Client, cluster: Any) -> None:
+    name = cluster.start_engines_sync(1)
+    cluster.wait_for_engines_sync(name, timeout=PATIENCE)
+    rc.wait_for_engines(4, timeout=PATIENCE)
+    (mine,) = cluster.engine_ids(name)
+    before, pid = uuids(rc), rc[mine].apply_sync(os.getpid)
+    cluster.restart_engines_sync(name)
+    wait_until(lambda: uuids(rc).get(mine) not in (None, before[mine]))
+    assert {i for i, key in uuids(rc).items() if key != before[i]} == {mine}
+    again = rc[mine].apply_sync(os.getpid)
+    assert again != pid
+    # the set is still the one that it was: a client restarts its engine, and it is stopped
+    rc.shutdown(mine, restart=True, block=True)
+    assert rc[mine].apply_sync(os.getpid) not in (pid, again)
+    wait_until(lambda: cluster.engine_ids(name) == [mine])
+    cluster.stop_engines_sync(name)
+    wait_until(lambda: mine not in rc.ids)
+
+
+def test_a_cluster_that_ends_has_nothing_to_restart(rc: ipp.Client) -> None:
+    with pytest.raises(ValueError, match="nothing to restart"):
+        rc.shutdown(restart=True, hub=True)
+    assert rc.ids
