@@ -152,7 +152,16 @@ _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 _SUBMODULES = ("error", "util", "serialize", "cluster", "client")
 
 __all__ = sorted(
-    [*_HOME, "error", "util", "disable", "enable", "register_joblib_backend", "version_info"]
+    [
+        *_HOME,
+        "bind_kernel",
+        "disable",
+        "enable",
+        "error",
+        "register_joblib_backend",
+        "util",
+        "version_info",
+    ]
 )
 
 
@@ -168,6 +177,42 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_SUBMODULES})
+
+
+def bind_kernel(**kwargs: Any) -> str:
+    """Make the engine that calls this a kernel, too, for Jupyter's frontends.
+
+    ::
+
+        %px import ipyparallel; print(ipyparallel.bind_kernel())
+        $ jupyter console --existing FILE
+
+    A console shares the engine's shell and names, and its cells run in turn with the engine's
+    requests.  It listens on the engine's loopback interface, and ends with the engine.
+    ``%px %connect_info`` says the file again, ``%px %qtconsole`` opens a console.
+
+    Parameters
+    ----------
+    **kwargs
+        Ignored, as by ipyparallel.bind_kernel.
+
+    Returns
+    -------
+    str
+        The connection file, on the engine's host; readable by its owner alone.
+        (ipyparallel returns None.)
+
+    Raises
+    ------
+    RuntimeError
+        When this is no engine's code.
+    """
+    from .engine import current
+
+    engine = current()
+    from .engine.console import bind
+
+    return str(bind(engine))
 
 
 def register_joblib_backend(name: str = "ipyparallel", make_default: bool = False) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import atexit
 import logging
+import socket
 import sys
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from .hub import Hub
 from .lbview import LoadBalancedView
 from .progress import aside
 from .protocol import Frames
+from .util import become_dask_worker, stop_distributed_worker
 from .view import BroadcastView, DirectView
 from .work import FuturesByID, Work
 
@@ -168,6 +170,8 @@ class Client(Work):
         # the client itself to be alive
         self._finalizer = weakref.finalize(self, _collected, self._backend, self._balancer)
         self._finalizer.atexit = False
+        #: the scheduler of engines that are Dask workers by `become_dask` alone
+        self._dask: Any = None
         _open_clients.add(self)
         if lease.missing:
             self._backend.start_engines(lease.missing)
@@ -212,6 +216,7 @@ class Client(Work):
             return
         self._closed = True
         self._finalizer.detach()
+        self._close_dask()
         _hang_up(self._backend, self._balancer)
         for msg_id in self.outstanding:
             why = f"the client was closed before task {msg_id!r} was done; get_result() of another"
@@ -306,7 +311,7 @@ class Client(Work):
         AttributeError
             On another backend.
         """
-        if self._backend.name != "dask":
+        if not self._backend.capabilities.dask_workers:
             raise AttributeError(f"a client on {self._backend.name} has no dask_client")
         return self._backend.native
 
@@ -320,33 +325,61 @@ class Client(Work):
     ) -> Any:
         """A ``distributed.Client`` whose workers are the engines.
 
-        The engines are Dask workers already: nothing is started.  Each finds its worker
-        under the name ``distributed_worker``.
+        Where the backend's engines are Dask workers, nothing is started.  Elsewhere a scheduler is
+        started in this process, with TLS, and a worker in each engine's process; they last
+        until :meth:`stop_dask`, or as long as this client.  Each engine finds its
+        worker under the name ``distributed_worker``.
 
         Parameters
         ----------
         targets : int, list of int, slice or "all"
-            The engines that are to know their worker.
-        port, nanny, scheduler_args, **worker_args
-            Ignored: they are about starting a scheduler and workers.
+            The engines that are to be, or to know, their worker.
+        port : int
+            The scheduler's; 0 for any that is free.
+        nanny : bool
+            Whether workers are processes of their own, beside the engines.
+        scheduler_args : dict, optional
+            Passed to ``distributed.Scheduler``.
+        **worker_args
+            Passed to ``distributed.Worker``; ``nthreads`` is 1 unless given.
+            All but ``targets`` is ignored where nothing is started.
 
         Returns
         -------
         distributed.Client
             The caller's to close.
 
-        Raises
-        ------
-        AttributeError
-            On another backend.
         """
-        self.dask_client  # noqa: B018  raises where there is none
-        self.direct_view(targets).apply_sync(calls.bind_native, "distributed_worker")
-        return self._backend.native_client()
+        view = self.direct_view(targets)
+        if self._backend.capabilities.dask_workers:
+            view.apply_sync(calls.bind_native, "distributed_worker")
+            return self._backend.native_client()
+        if self._dask is None:
+            from .backends.dask.host import Host
+
+            local = set(self._engines_by_host()) == {socket.gethostname()}
+            self._dask = Host(local=local, options={"port": port, **(scheduler_args or {})})
+            # on a thread: the garbage collector may come by on any, this scheduler's among them
+            self._end_dask = weakref.finalize(self, _in_background, self._dask.close)
+            self._end_dask.atexit = False
+        view.apply_sync(become_dask_worker, nanny=nanny, **{**self._dask.worker, **worker_args})
+        return self._dask.client()
 
     def stop_dask(self, targets: Any = "all") -> None:
-        """Take back what :meth:`become_dask` bound; the engines stay workers."""
-        self.direct_view(targets).apply_sync(calls.unbind, "distributed_worker")
+        """Take back what :meth:`become_dask` did; engines that are Dask workers stay so."""
+        view = self.direct_view(targets)
+        if self._backend.capabilities.dask_workers:
+            view.apply_sync(calls.unbind, "distributed_worker")
+            return
+        view.apply_sync(stop_distributed_worker)
+        if targets is None or targets == "all":
+            self._close_dask()
+
+    def _close_dask(self) -> None:
+        if self._dask is not None:
+            self._end_dask.detach()
+            self._dask.close()
+            self._dask = None
 
     become_distributed = become_dask
     stop_distributed = stop_dask
@@ -524,8 +557,11 @@ def _close_all() -> None:
 def _collected(backend: Any, balancer: Balancer) -> None:
     """Close a client that was dropped, on a thread of its own: the garbage collector may
     have come by on any thread, the backend's own among them."""
-    thread = threading.Thread(target=_hang_up, args=(backend, balancer), daemon=True)
-    thread.start()
+    _in_background(_hang_up, backend, balancer)
+
+
+def _in_background(function: Callable[..., object], *args: Any) -> None:
+    threading.Thread(target=function, args=args, daemon=True).start()
 
 
 def _hang_up(backend: Any, balancer: Balancer) -> None:

@@ -234,6 +234,8 @@ class Capabilities:
         Whether :meth:`Backend.start_engines` can add engines to this cluster.
     restart_engines
         Whether :meth:`Backend.restart_engines` can put new engines in the place of old ones.
+    dask_workers
+        Whether engines are Dask workers, and :attr:`Backend.native` a ``distributed.Client``.
     signals
         Whether any signal can be sent to an engine's process.  Otherwise an interrupt
         (SIGINT) is delivered between two bytecodes, best effort, and others are refused.
@@ -250,6 +252,7 @@ class Capabilities:
 
     start_engines: bool = True
     restart_engines: bool = True
+    dask_workers: bool = False
     signals: bool = True
     credentials: bool = False
     put_threshold: int = 1 << 20

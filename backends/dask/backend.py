@@ -173,6 +173,7 @@ class DaskBackend:
         self.capabilities = Capabilities(
             collections="dask",
             restart_engines=not self.adopted,
+            dask_workers=True,
             signals=not self.adopted,
             credentials=bool(info.get("security")),
         )

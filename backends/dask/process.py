@@ -58,6 +58,7 @@ def run_engine(spec: EngineSpec) -> None:
     # nobody looks at the worker's profile; it costs a thread that wakes 100 times a second
     dask.config.set({"distributed.worker.profile.enabled": False})
     engine = Engine(spec.key, own_process=True, **spec.options)
+    engine.folder = spec.local_directory
     engine.home = {"backend": "dask", "address": spec.scheduler, "security": spec.security}
     thread = threading.Thread(target=_run_thread, args=(spec, engine), name="pxcompat-worker")
     # the engine's first task, after the user's start-up files: what cannot start up is

@@ -466,6 +466,7 @@ class EnginePlugin(WorkerPlugin):
         self._thread = threading.Thread(target=main, name="pxcompat-engine", daemon=True)
         self._thread.start()
         engine = await asyncio.wrap_future(ready)
+        engine.folder = worker.local_directory
         engine.home = {
             "backend": "dask",
             "address": worker.scheduler.address,

@@ -103,7 +103,12 @@ class _Controller:
         self.detached = self.order["lasting"]
         self.registry = registry.create(
             registry_order(
-                self.options, self.order, info["namespace"], self.logs, own=not self.address
+                self.options,
+                self.order,
+                info["namespace"],
+                self.logs,
+                own=not self.address,
+                folder=self.folder,
             ),
             detached=self.detached,
         )
@@ -168,6 +173,7 @@ def registry_order(
     logs: str,
     *,
     own: bool,
+    folder: str = "",
 ) -> dict[str, Any]:
     """What a registry is told; see :class:`registry.Registry`."""
     actor = {name: options[name] for name in ACTOR if options.get(name) is not None}
@@ -183,6 +189,7 @@ def registry_order(
             "path": setup["path"],
             "env": setup["env"],
             "logs": logs,
+            "folder": folder,
             "engine": options.get("engine", {}),
         },
     }

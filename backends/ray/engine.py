@@ -95,6 +95,7 @@ class EngineActor:
     setup : dict
         ``cwd``, ``path``, ``env``: as in :class:`pxcompat.protocol.LaunchSpec`;
         ``namespace``: the cluster's;
+        ``folder``: one that goes with the cluster, or "";
         ``logs``: folder for the log file, or None; ``log``: which of the files in it;
         ``engine``: options of :class:`pxcompat.engine.runtime.Engine`.
     """
@@ -111,7 +112,10 @@ class EngineActor:
         alias.enable()
         self._engine = Engine(key, own_process=True, **setup["engine"])
         self._engine.id = id
+        self._engine.folder = setup.get("folder")
         self._engine.native = self._me = ray.get_runtime_context().current_actor
+        # behind what Ray has queued for it, unless a request that waits runs it before
+        self._engine.nudge = lambda: self._me.run_queued.remote()
         self._registry = registry
         self._post = Post(registry)
         #: the latest requests, also when nothing else is remembered of them
@@ -220,7 +224,7 @@ class EngineActor:
             request = unpack_request(*fields)
             request.natives = unpack_natives(args["natives"])
             engine.submit(request, origin)
-            self._me.run_queued.remote()  # unless a request that waits runs it before
+            engine.nudge()
             return None
         if question == "stop":
             self._me.stop.remote()  # after what Ray has queued for it

@@ -17,7 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import serialize
 from ..protocol import Frames, OutputEvent, Reply, Request
@@ -30,6 +30,9 @@ from .journal import Journal
 from .output import Flusher, RequestOutput, Stream, routed
 from .records import Record, Records, copied
 from .shell import EngineShell, make_shell, run_startup_files
+
+if TYPE_CHECKING:
+    from .console import Console
 
 __all__ = ["Engine", "Origin"]
 
@@ -128,6 +131,12 @@ class Engine:
         self.aside: dict[str, Any] = {}
         #: how a client on this engine connects to the engine's own cluster
         self.home: dict[str, Any] | None = None
+        #: folder on this host that goes with the cluster, if there is one
+        self.folder: str | None = None
+        #: this engine as a Jupyter kernel, once it is one
+        self.console: Console | None = None
+        #: has a backend with a loop of its own run what was queued by ``submit`` and ``call``
+        self.nudge: Callable[[], None] = lambda: None
 
     # -- requests --------------------------------------------------------------
 
@@ -279,6 +288,8 @@ class Engine:
                     run_startup_files(self.shell, os.environ.get("PXCOMPAT_PROFILE_DIR"))
                 yield
         finally:
+            if self.console is not None:
+                self.console.close()
             set_current(None, process=self.own_process)
             self._flusher.stop()
 
