@@ -6,13 +6,14 @@ the client, or by ``stop_dask``.
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from typing import Any
 
 from distributed import Client, Scheduler
 from distributed.security import Security
-from distributed.utils import LoopRunner, get_ip, sync
+from distributed.utils import LoopRunner, get_ip, silence_logging_cmgr, sync
 
 __all__ = ["Host"]
 
@@ -46,10 +47,13 @@ class Host:
             "dashboard_address": f"{host}:8787",
             **options,
         }
+        # who works in this process need not read who comes and goes, as with a LocalCluster
+        self._quiet = silence_logging_cmgr(logging.WARNING)
         self._lock = threading.Lock()
         self._closed = False
         self._runner = LoopRunner(asynchronous=False)
         self._runner.start()
+        self._quiet.__enter__()
 
         async def start() -> Any:
             return await Scheduler(**given)
@@ -61,7 +65,7 @@ class Host:
                     self._runner.loop, start, callback_timeout=TIMEOUT
                 )
         except BaseException:
-            self._runner.stop()
+            self._end()
             raise
         self._security = given["security"]
         self.worker = {
@@ -86,4 +90,8 @@ class Host:
         try:
             sync(self._runner.loop, self._scheduler.close, callback_timeout=TIMEOUT)
         finally:
-            self._runner.stop()
+            self._end()
+
+    def _end(self) -> None:
+        self._runner.stop()
+        self._quiet.__exit__(None, None, None)

@@ -386,6 +386,7 @@ def bind(engine: Engine) -> Path:
 
         connect_info.__doc__ = "How to attach a Jupyter console to this engine."
         qtconsole.__doc__ = "Open a qtconsole that is attached to this engine."
+        register: Any = engine.shell.register_magic_function
         for magic in (connect_info, qtconsole):
-            engine.shell.register_magic_function(magic, "line")
+            register(magic, "line")
     return engine.console.path
