@@ -195,7 +195,8 @@ class Dispatcher:
         natives = self.natives(function, arguments, uses=len(keys))
         payload: Frames | Handle = arguments
         threshold = self.backend.capabilities.put_threshold
-        if len(keys) > 1 and sum(memoryview(f).nbytes for f in arguments) >= threshold:
+        several = len(keys) > 1 or bool((header or {}).get("shared"))
+        if several and sum(memoryview(f).nbytes for f in arguments) >= threshold:
             payload = self.backend.put(arguments, keys)
         futures = []
         for key in keys:

@@ -99,6 +99,8 @@ class Request:
         ``client`` (session id), ``submitted`` (POSIX seconds), and whatever
         the facade wants back from the record (``after``, ``follow``, ``retries`` ...).
         ``copy`` False: buffers in ``arguments`` may be read-only, and shared.
+        ``shared`` True, with that: they are put, also for one engine, and take memory once
+        where the backend has memory that engines share.
     natives
         ``apply`` only: what ``function`` and ``arguments`` refer to by token and is resolved on
         the engine.  Of the client's side, what :meth:`Backend.accept` and :meth:`Backend.keep`

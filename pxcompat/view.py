@@ -81,16 +81,20 @@ class DirectView(View):
         targets: Any = None,
         label: Any = None,
         copy: bool | None = True,
+        shared: bool = False,
     ) -> AsyncResult:
         """Call a function on each engine.  ``name`` is the result's, ``title`` the dashboard's."""
         keys, ids = self._engines(targets)
+        info = self._request_info(title, label, copy)
+        if shared:
+            info["header"]["shared"] = True
         futures = self.client._submit_apply_many(
             keys,
             serialize.dumps(f, name=name, natives=True),
             serialize.dumps(
                 (tuple(args), dict(kwargs)), name=f"the arguments of {name}", natives=True
             ),
-            **self._request_info(title, label, copy),
+            **info,
         )
         return self._result(futures, name, ids, targets)
 
@@ -300,6 +304,7 @@ class DirectView(View):
         block: bool | None = None,
         track: bool | None = None,
         copy: bool | None = None,
+        shared: bool = False,
     ) -> Any:
         """Bind values in the engines' namespaces.
 
@@ -315,18 +320,32 @@ class DirectView(View):
             Whether large arrays are the engine's own, and writable.  False: they are
             read-only, and take no memory a second time where the backend has a store that
             processes share (Ray).  Default: the setting ``c.PxCompat.copy``, which is True.
+        shared : bool
+            Whether large arrays are to be one read-only copy for the engines of a host: on Ray;
+            on Dask for those of the client's host.  Not in ipyparallel.
 
         Raises
         ------
         TypeError
             When ``ns`` is no dict, or a key no string.
+        ValueError
+            When both ``copy`` and ``shared`` are True.
         """
+        if shared and copy:
+            raise ValueError("what is shared is not copied: leave out copy=True, or shared=True")
         if not isinstance(ns, dict):
             raise TypeError(f"Must be a dict, not {type(ns)}")
         _check_names(ns)
         title = f"push:{','.join(ns)}"
         result = self._call(
-            calls.push, (), ns, name="_push", title=title, targets=targets, copy=copy
+            calls.push,
+            (),
+            ns,
+            name="_push",
+            title=title,
+            targets=targets,
+            copy=False if shared else copy,
+            shared=shared,
         )
         return self._finished(result, block)
 

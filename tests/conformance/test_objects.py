@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -154,11 +158,11 @@ def test_futures_are_resolved_on_the_engine(rc: ipp.Client, future_of: Callable[
     view.execute("x += 1", block=True)  # the engine's own, and one object as it was here
     assert view["float(x[0]), float(y[0][0])"] == [(2.0, 2.0)] * len(rc)
     assert e0.apply_sync(lambda x: float(x[0]), array) == 1.0
-    numbers = [future_of(int, n) for n in range(5)]
+    numbers = [future_of(lambda n: n, n) for n in range(5)]
     assert view.map_sync(lambda n: n + 1, numbers) == [1, 2, 3, 4, 5]
     assert rc.load_balanced_view().map_sync(lambda n: n + 1, numbers) == [1, 2, 3, 4, 5]
     # held until it is there, though nobody else holds it
-    assert e0.push({"z": future_of(int, 7)}, block=False).get(PATIENCE) is None
+    assert e0.push({"z": future_of(lambda: 7)}, block=False).get(PATIENCE) is None
     assert e0["z"] == 7
 
 
@@ -198,3 +202,51 @@ def test_many_threads_use_references_at_once(rc: ipp.Client) -> None:
     for thread in threads:
         thread.join(60)
     assert found == [len(rc)] * 40
+
+
+def test_a_shared_value_is_in_memory_once(rc: ipp.Client) -> None:
+    view = rc[:]
+    pids = view.apply_sync(os.getpid)
+    size = 48 * MB
+
+    def private() -> list[int]:
+        return [psutil.Process(pid).memory_full_info().uss for pid in pids]
+
+    view.push({"x": 0}, block=True)
+    before = private()
+    view.push({"x": np.ones(size // 8), "small": np.ones(3)}, block=True, shared=True)
+    assert view["float(x.sum()), x.flags.writeable"] == [(size / 8, False)] * len(rc)
+    wait_until(lambda: all(n - b < size // 4 for n, b in zip(private(), before, strict=True)))
+    with pytest.raises(ipp.CompositeError, match="read-only"):
+        view.execute("x += 1", block=True)
+
+    rc[rc.ids[0]].push({"y": np.ones(size // 8)}, block=True, shared=True)  # of one engine, too
+    assert rc[rc.ids[0]]["y.flags.writeable"] is False
+    assert (rc[rc.ids[-1]]["x"] == 1).all()
+    with pytest.raises(ValueError, match="not copied"):
+        view.push({"x": 1}, shared=True, copy=True)
+
+    def held() -> list[str]:
+        gc.collect()
+        links = []
+        for n in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                links.append(os.readlink(f"/proc/self/fd/{n}"))
+        return [link for link in links if "memfd:pxcompat" in link]
+
+    # it goes with the names
+    view.execute("del x; globals().pop('y', None)", block=True)
+    wait_until(lambda: not any(view.apply_sync(held)))
+
+
+def test_a_shared_value_outlives_the_engine_that_had_it_first(
+    rc: ipp.Client, cluster: ipp.Cluster
+) -> None:
+    cluster.start_engines_sync(1)
+    rc.wait_for_engines(4, timeout=PATIENCE)
+    fourth, first = rc.ids[-1], rc.ids[0]
+    rc[[fourth, first]].push({"x": np.ones(4 * MB)}, block=True, shared=True)
+    pid = rc[fourth].apply_sync(os.getpid)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: fourth not in rc.ids)
+    assert rc[first]["float(x.sum())"] == 4 * MB
