@@ -63,7 +63,7 @@ def end_with_users(tb: types.TracebackType | None) -> None:
         if not tb.tb_frame.f_code.co_filename.startswith(_ENGINE):
             last = tb
         tb = tb.tb_next
-    if tb is not None and last is not None:
+    if last is not None:
         last.tb_next = None
 
 
