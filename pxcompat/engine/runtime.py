@@ -162,6 +162,7 @@ class Engine:
         begun because they were cancelled or released meanwhile.
         """
         tasks = [self._admit(request, origin) for request in requests]
+        self._calling = False  # requests count for themselves: with its last reply it is idle
         for request, task in zip(requests, tasks, strict=True):
             before(request.msg_id)
             if task is not None:
