@@ -59,8 +59,8 @@ def take_apart(
     for index, engine in enumerate(engines):
         own = split.getPartition(blocks, index, len(engines))
         part = delayed(join, pure=False)(own, copy, dask_key_name=f"{name}-{index}")
-        future: Any = client.compute(part, workers=[engine.address], allow_other_workers=False)
-        futures.append(accept(future, client, address))
+        computed: Any = client.compute(part, workers=[engine.address], allow_other_workers=False)
+        futures.append(accept(computed, client, address))
     return futures
 
 
@@ -221,11 +221,10 @@ def _divisions(parts: Sequence[Part]) -> tuple[Any, ...] | None:
 
 def _take_aside(address: str, engine: int, token: str, name: str) -> Any:
     """The Dask task: what an engine has set aside, taken where it is."""
-    worker = get_worker()
-    service = worker.extensions.get("pxcompat")
+    worker: Any = get_worker()
     if worker.address == address:
         try:
-            return service.engine.aside.pop(token)
+            return worker.extensions["pxcompat"].engine.aside.pop(token)
         except KeyError:
             raise EngineError(f"the part of {name!r} on engine {engine} was given up") from None
     message = {"op": "pxcompat_aside", "token": token, "close": True}

@@ -78,7 +78,7 @@ def help_until(
             continue
         request = getattr(item, "request", None)
         if request is not None and request.header.get(NESTED):
-            _run_within(engine, partial(engine._run, item))
+            _run_within(engine, partial(engine._run, item))  # type: ignore[arg-type]
         elif errands and isinstance(item, Errand):
             _run_within(engine, item)
         else:
