@@ -298,7 +298,9 @@ class Engine:
     def _captured(self) -> Iterator[None]:
         """Take over stdout, stderr and SIGINT for as long as the loop runs."""
         if not self.own_process:
-            with routed(output_of_thread):
+            from .shared import sharing
+
+            with routed(output_of_thread), sharing():
                 yield
             return
         before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGINT)

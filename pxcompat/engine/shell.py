@@ -163,11 +163,10 @@ def make_shell(*, is_main: bool) -> EngineShell:
         # get_ipython() and subclasses' instance() find it under any class
         InteractiveShell._instance = shell  # type: ignore[assignment]
     else:
-        cls = type("EngineShell", (EngineShell,), {"is_main": False})
-        shell = cls(config=config, user_module=module)
-        if not InteractiveShell.initialized():
-            # display() and get_ipython() ask the class; the first engine of a process answers
-            InteractiveShell._instance = shell
+        from .shared import SharedShell
+
+        # a class of its own: another engine's is not its singleton
+        shell = type("EngineShell", (SharedShell,), {})(config=config, user_module=module)
     if is_main:
         builtins.input = _no_input  # type: ignore[assignment]
     return shell
