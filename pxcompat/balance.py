@@ -103,7 +103,7 @@ class Balancer:
         timeout : float, optional
             Seconds within which the dependencies must be met and an engine found.
         """
-        if not self._dispatcher.engines:
+        if not self._dispatcher.engines and not self._grows():
             raise NoEnginesRegistered("no engine is there to run this; start engines first")
         after, follow = after or Dependency(), follow or Dependency()
         kept = {"after": sorted(after), "follow": sorted(follow), "retries": retries}
@@ -246,6 +246,9 @@ class Balancer:
             request.header["balanced"] = True
             dispatcher.send(chosen, request)
 
+    def _grows(self) -> bool:
+        return self._dispatcher.backend.capabilities.grows
+
     def _leave(self, job: _Job) -> None:
         """Have a job wait no longer."""
         msg_id = job.request.msg_id
@@ -288,6 +291,8 @@ class Balancer:
             return ImpossibleDependency(
                 f"no engine{among} ran all that task {job.request.msg_id} is to follow: {where}"
             )
+        if not engines and job.targets is None and self._grows():
+            return []  # the cluster does not know that it is to grow before it has the task
         if not allowed:
             return None  # no engine at all: wait for one, as for any balanced task
         return ImpossibleDependency(f"no engine is left for task {job.request.msg_id}")

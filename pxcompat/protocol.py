@@ -244,6 +244,9 @@ class Capabilities:
     credentials
         Whether clients prove themselves with credentials of the cluster's own, which its
         connection file holds.  Otherwise with the user's, or not at all.
+    grows
+        Whether the cluster may grow because balanced calls wait, so that they may be sent
+        while it has no engine.
     put_threshold
         Values of at least so many bytes are worth :meth:`Backend.put` when they
         go to more than one engine.
@@ -257,6 +260,7 @@ class Capabilities:
     dask_workers: bool = False
     signals: bool = True
     credentials: bool = False
+    grows: bool = False
     put_threshold: int = 1 << 20
     collections: str = ""
 

@@ -9,6 +9,7 @@
 ``wire``           requests and replies as messages of such a channel
 ``backend``        in the client: :class:`pxcompat.protocol.Backend`
 ``balanced``       calls that Dask's own scheduler places
+``adoption``       in the client: engines of a cluster that somebody else runs
 ``monitor``        in the scheduler: what engines do, for Dask's diagnostics
 ``observed``       in the worker: its answers to that
 ``dashboard``      in the scheduler: the page "Engines"

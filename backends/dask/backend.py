@@ -32,7 +32,7 @@ from pxcompat.protocol import (
 )
 
 from ..answers import accepted, cancelled, converted
-from . import balanced
+from . import adoption, balanced
 from .channel import Channel, ChannelClosed
 from .collections import put_together, take_apart
 from .objects import Kept, RemoteFuture, accept
@@ -44,6 +44,8 @@ __all__ = ["DaskBackend"]
 
 log = logging.getLogger("pxcompat.dask")
 
+#: seconds for the last client's leaving
+LEAVING = 15
 #: seconds that a lost engine's last words may take to arrive
 LAST_WORDS = 5
 
@@ -155,7 +157,8 @@ class DaskBackend:
     ----------
     info : dict
         ``address`` and ``security`` of a scheduler, as a connection file has them;
-        ``adopt``: whether its workers may have to be made engines first.
+        ``adopt``: whether its workers may have to be made engines first, and ``upload``: whether
+        to send them the package where they lack it.
     """
 
     name = "dask"
@@ -169,6 +172,8 @@ class DaskBackend:
         self._turns = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
+        self._workers: set[str] = set()
+        self._interval: Any = None
         self.adopted = bool(info.get("adopt"))
         self.capabilities = Capabilities(
             collections="dask",
@@ -176,20 +181,22 @@ class DaskBackend:
             dask_workers=True,
             signals=not self.adopted,
             credentials=bool(info.get("security")),
+            grows=self.adopted,
         )
         self.sink: EventSink
 
     @classmethod
-    def around(cls, target: Any) -> DaskBackend:
+    def around(cls, target: Any, **options: Any) -> DaskBackend:
         """For a cluster given as ``distributed.Client`` or ``distributed.deploy.Cluster``."""
         if isinstance(target, Client):
             given: Any = target
-            info = {"address": given.scheduler.address, "adopt": True}
+            info = {"address": given.scheduler.address, "adopt": True, **options}
             return cls(info, client=target)
         info = {
             "address": target.scheduler_address,
             "adopt": True,
             "security_object": target.security,
+            **options,
         }
         return cls(info)
 
@@ -201,9 +208,11 @@ class DaskBackend:
         if self._owns_client:
             self._client = self._connect(timeout)
         try:
-            if self._info.get("adopt"):
-                self._stage("adopting its workers", self._adopt(), timeout + 30)
+            if self.adopted:
+                self._stage("looking at its workers", self._prepare(), timeout + 30)
             self._stage("opening the registry's channel", self._open(), timeout)
+            if self.adopted:
+                self._stage("making engines of its workers", self._adopt(), timeout + 30)
         except BaseException:
             self.close()
             raise
@@ -279,29 +288,39 @@ class DaskBackend:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _adopt(self) -> None:
-        from .registry import Registry
-        from .service import EnginePlugin
-
-        try:
-            await self._client.register_plugin(Registry(), name="pxcompat")
-            await self._client.register_plugin(EnginePlugin(), name="pxcompat")
-        except ModuleNotFoundError as error:
-            raise BackendError(
-                f"the Dask cluster at {self._info['address']} cannot import {error.name}: install "
-                "pxcompat where its scheduler and workers run"
-            ) from error
-
     async def _dial(self, address: str, op: str, role: str = "client") -> Any:
         args = self._client.security.get_connection_args(role)
         comm = await connect(address, deserialize=False, **args)
         await comm.write({"op": op, "client": self.sink.session, "reply": False})
         return comm
 
+    async def _prepare(self) -> None:
+        address, upload = self._info["address"], bool(self._info.get("upload"))
+        session = self.sink.session
+        self._workers = await adoption.prepare(self._client, session, address, upload=upload)
+
+    async def _adopt(self) -> None:
+        """Make engines of the workers, and wait for those of the workers that are there."""
+        await adoption.install(self._client)
+
+        def ready() -> bool:
+            return self._workers <= {e.info.address for e in self._engines.values() if e.channel}
+
+        async with self._news:
+            try:
+                await asyncio.wait_for(self._news.wait_for(ready), self._timeout)
+            except asyncio.TimeoutError:
+                # one that is busy with something else, or left; it is there when it comes
+                log.warning("not every worker has its engine after %g s", self._timeout)
+
     async def _open(self) -> None:
-        self._client.scheduler_comm.interval = 0  # see Registry.add_worker
+        stream = self._client.scheduler_comm
+        if self._interval is None:
+            self._interval = stream.interval
+        stream.interval = 0  # see Registry.add_worker
         self._registry = _Line(self, "the cluster's registry")
         self._known: asyncio.Event = asyncio.Event()
+        self._news: asyncio.Condition = asyncio.Condition()
         comm = await self._dial(self._client.scheduler.address, "pxcompat_registry")
         self._registry.channel = Channel(comm, self._hear_registry)
         self._registry.task = self._background(self._listen_registry())
@@ -370,6 +389,8 @@ class DaskBackend:
         engine.channel = Channel(comm, lambda message: self._hear_engine(engine, message))
         engine.task = self._background(self._listen(engine))
         self.sink.engine_up(info)
+        async with self._news:
+            self._news.notify_all()
 
     async def _listen(self, engine: _Engine) -> None:
         assert engine.channel is not None
@@ -562,7 +583,7 @@ class DaskBackend:
             return
         if self._client.loop is not None and not self._loop.is_closed():
             try:
-                self._run(self._hang_up(), timeout)
+                self._run(self._hang_up(), timeout + (LEAVING if self.adopted else 0))
             except (concurrent.futures.TimeoutError, RuntimeError) as error:
                 log.debug("closing without goodbye: %r", error)
         if self._owns_client:
@@ -570,9 +591,19 @@ class DaskBackend:
 
     async def _hang_up(self) -> None:
         self._balanced.close()
-        channels = [e.channel for e in self._engines.values() if e.channel]
         registry = getattr(self, "_registry", None)
-        if registry is not None and registry.channel is not None:
+        reached = registry is not None and registry.channel is not None
+        if self.adopted and reached and not registry.channel.closed.is_set():
+            # the last to leave takes everything along
+            leaving = registry.ask("leave", {"client": self.sink.session})
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(leaving), LEAVING)
+            except (asyncio.TimeoutError, EngineError, BackendError) as error:
+                log.warning("a Dask cluster may not be as it was before: %s", _reasons(error))
+            if self._client.scheduler_comm is not None and not self._owns_client:
+                self._client.scheduler_comm.interval = self._interval
+        channels = [e.channel for e in self._engines.values() if e.channel]
+        if reached:
             channels.append(registry.channel)
         await asyncio.gather(*(channel.finish(1) for channel in channels))
         if self._tasks:

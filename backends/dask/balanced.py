@@ -220,11 +220,9 @@ class Submitter:
     def _send(self, batches: Sequence[Batch], candidates: tuple[str, ...] | None) -> None:
         backend = self._backend
         addresses = None
-        if candidates is not None or backend.adopted:
-            wanted = None if candidates is None else set(candidates)
-            addresses = [
-                info.address for info in backend.engines() if wanted is None or info.key in wanted
-            ]
+        if candidates is not None:
+            wanted = set(candidates)
+            addresses = [info.address for info in backend.engines() if info.key in wanted]
         keys = [batch.key for batch in batches]
         # where the worker's own threads are not the engine's
         annotations = {"executor": "pxcompat"} if backend.adopted else {}

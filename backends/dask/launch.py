@@ -55,7 +55,7 @@ class DaskProvider:
             return None
         from .backend import DaskBackend
 
-        return DaskBackend.around(target)
+        return DaskBackend.around(target, **options)
 
 
 provider = DaskProvider()

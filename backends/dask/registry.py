@@ -6,11 +6,13 @@ import asyncio
 import itertools
 import logging
 import signal
+import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from distributed import Scheduler, SchedulerPlugin
 from distributed.comm.core import Comm
@@ -22,12 +24,20 @@ from .channel import Channel, ChannelClosed
 from .monitor import Monitor
 from .wire import Message
 
-__all__ = ["Registry", "Supervisor"]
+__all__ = ["Registry", "Supervisor", "enlist"]
 
 log = logging.getLogger("pxcompat.dask")
 
 #: seconds to wait for the supervisor to say how an engine's process ended
 REASON_TIMEOUT = 3
+#: seconds between a client's announcement and its coming
+COMING = 60
+#: seconds for the workers of an adopted cluster to take their engines down
+UNHOOKING = 10
+
+
+#: adopted clusters that are being left
+_leaving: WeakKeyDictionary[Scheduler, asyncio.Task[None]] = WeakKeyDictionary()
 
 
 class Supervisor(Protocol):
@@ -54,8 +64,10 @@ class Registry(SchedulerPlugin):
     name = "pxcompat"
     idempotent = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, adopted: bool = False) -> None:
         self.supervisor: Supervisor | None = None
+        #: whether the cluster is somebody else's, and is to be left as it was
+        self.adopted = adopted
 
     async def start(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
@@ -67,11 +79,17 @@ class Registry(SchedulerPlugin):
         self._successors: dict[str, tuple[int, str]] = {}
         #: engines that we end for a reason that their processes' ends do not tell
         self._reasons: dict[str, str] = {}
+        #: clients that are about to come, and until when they are waited for
+        self._expected: dict[str, float] = {}
+        self._unhooking: asyncio.Task[None] | None = None
         self._stillborn: deque[tuple[str, str]] = deque(maxlen=64)
         self._leaving: set[asyncio.Task[None]] = set()
         #: by address of an engine that is gone: what finds out why
         self._ending: dict[str, asyncio.Task[None]] = {}
         self.changed = asyncio.Condition()
+        self._intervals: dict[str, Any] = {}
+        for worker in scheduler.stream_comms:
+            self.add_worker(scheduler, worker)
         scheduler.handlers["pxcompat_registry"] = self.serve
         scheduler.handlers["pxcompat_register"] = self.register
         self.monitor = Monitor(scheduler, lambda: list(self.engines.values()))
@@ -105,7 +123,9 @@ class Registry(SchedulerPlugin):
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         # Dask waits some milliseconds for more to send; balanced calls wait for it
-        scheduler.stream_comms[worker].interval = 0
+        stream = scheduler.stream_comms[worker]
+        self._intervals[worker] = stream.interval
+        stream.interval = 0
 
     async def before_close(self) -> None:
         await self.monitor.stop()
@@ -113,6 +133,7 @@ class Registry(SchedulerPlugin):
     def remove_worker(
         self, scheduler: Scheduler, worker: str, *, stimulus_id: str = "", **kwargs: Any
     ) -> None:
+        self._intervals.pop(worker, None)
         for info in list(self.engines.values()):
             if info.address == worker:
                 del self.engines[info.key]
@@ -161,6 +182,7 @@ class Registry(SchedulerPlugin):
         """A client's channel, for as long as it lasts."""
         channel = Channel(comm, lambda message: self._receive(message, channel))
         self._channels[channel] = client
+        self._expected.pop(client, None)
         channel.send(("engines", [asdict(info) for info in self.engines.values()]))
         for key, reason in self._stillborn:
             channel.send(("down", key, reason, {}))
@@ -168,6 +190,53 @@ class Registry(SchedulerPlugin):
             await channel.run()
         finally:
             del self._channels[channel]
+            if self.adopted and not self._channels:
+                await self.leave()  # nothing to do, unless the client died
+
+    def expect(self, client: str) -> None:
+        """A client is about to come: what it will use must stay."""
+        self._expected[client] = time.monotonic() + COMING
+        loop = asyncio.get_running_loop()
+        # it may never come, and may have been all there was
+        loop.call_later(COMING + 1, lambda: asyncio.ensure_future(self._miss(client)))
+
+    async def _miss(self, client: str) -> None:
+        if self._expected.pop(client, None) is not None and not self._channels:
+            await self.leave()
+
+    async def leave(self, client: str = "") -> None:
+        """A client leaves; after the last one an adopted cluster is as it was before."""
+        now = time.monotonic()
+        others = {name for name in self._channels.values() if name != client}
+        others |= {name for name, until in self._expected.items() if until > now}
+        if not self.adopted or others:
+            return
+        if self._unhooking is None:
+            self._unhooking = _leaving[self.scheduler] = asyncio.ensure_future(self._unhook())
+        await self._unhooking
+
+    async def _unhook(self) -> None:
+        scheduler = self.scheduler
+        # from here on, who comes has to wait until this is over, and adopts anew; see enlist
+        scheduler.plugins.pop(self.name, None)
+        calls = [k for k in scheduler.tasks if isinstance(k, str) and k.startswith("px:")]
+        if calls and "fire-and-forget" in scheduler.clients:
+            scheduler.client_releases_keys(calls, "fire-and-forget")
+        if self.name in scheduler.worker_plugins:
+            leaving = scheduler.unregister_worker_plugin(None, self.name)
+            try:
+                await asyncio.wait_for(leaving, UNHOOKING)
+            except asyncio.TimeoutError:
+                log.warning("some workers did not take their engines down in %d s", UNHOOKING)
+        await self.monitor.stop()
+        for name in ("registry", "register"):
+            scheduler.handlers.pop(f"pxcompat_{name}", None)
+        for worker, interval in self._intervals.items():
+            if worker in scheduler.stream_comms:
+                scheduler.stream_comms[worker].interval = interval
+        for name, prefix in list(scheduler.task_prefixes.items()):
+            if name.startswith("px:") and not prefix.groups:
+                del scheduler.task_prefixes[name]
 
     def _tell_all(self, message: Message) -> None:
         for channel in list(self._channels):
@@ -203,6 +272,7 @@ class Registry(SchedulerPlugin):
             "stop_engines": self.stop_engines,
             "restart_engines": self.restart_engines,
             "stop": self.stop,
+            "leave": self.leave,
         }
         try:
             value = await answers[question](**args)
@@ -287,3 +357,19 @@ class Registry(SchedulerPlugin):
     async def stop(self) -> None:
         """Stop the whole cluster."""
         self._own_supervisor().stop()
+
+
+async def enlist(client: str, dask_scheduler: Scheduler) -> None:
+    """Announce a client to the registry of an adopted cluster; there is one from then on.
+
+    Runs in the scheduler.  One that is just being taken down is waited for.
+    """
+    while (registry := dask_scheduler.plugins.get(Registry.name)) is None:
+        leaving = _leaving.pop(dask_scheduler, None)
+        if leaving is not None:
+            await asyncio.wait([leaving])
+            continue
+        registry = Registry(adopted=True)
+        await registry.start(dask_scheduler)  # at once: nobody else comes in between
+        dask_scheduler.add_plugin(registry, name=Registry.name)
+    registry.expect(client)  # type: ignore[attr-defined]

@@ -47,6 +47,8 @@ MOMENT = 0.01
 PATIENCE = 0.05
 #: seconds for an engine to fetch a blob from another
 FETCH_TIMEOUT = 60
+#: seconds that an adopted worker's engine has to end when it is told to
+LEAVING = 2
 
 
 class EngineThreadPoolExecutor(concurrent.futures.Executor):
@@ -473,15 +475,24 @@ class EnginePlugin(WorkerPlugin):
             "adopt": True,
             "security_object": worker.security,
         }
+        self._interval = worker.batched_stream.interval
         worker.executors["pxcompat"] = EngineThreadPoolExecutor(engine)
-        self._service = Service(worker, engine)
+        self._service = worker.extensions["pxcompat"] = Service(worker, engine)
         # the scheduler answers the registration only after it has the worker
         self._registering = asyncio.create_task(self._service.start())
 
     async def teardown(self, worker: Worker) -> None:
+        """Leave the worker as it was, once what is queued on its engine has run."""
         service = getattr(self, "_service", None)
-        if service is not None:
-            await service.close()
-            worker.extensions.pop("pxcompat", None)
-            worker.executors.pop("pxcompat", None)
-            service.engine.stop()
+        if service is None:
+            return
+        await service.close()
+        worker.extensions.pop("pxcompat", None)
+        worker.executors.pop("pxcompat", None)
+        worker.batched_stream.interval = self._interval
+        service.engine.stop()
+        self._registering.cancel()
+        # not for ever: a request that runs on is not interrupted, and ends its engine when it ends
+        deadline = asyncio.get_running_loop().time() + LEAVING
+        while self._thread.is_alive() and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)

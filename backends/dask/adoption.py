@@ -1,0 +1,117 @@
+"""Making engines of the workers of a Dask cluster that somebody else runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import tempfile
+import zipfile
+
+from distributed import Client
+from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
+
+import pxcompat
+from pxcompat.error import BackendError
+
+__all__ = ["install", "prepare"]
+
+#: what has to be there where a worker or the scheduler runs
+WORKER_PART = "pxcompat.backends.dask.service"
+SCHEDULER_PART = "pxcompat.backends.dask.registry"
+NAME = "pxcompat"
+
+
+async def prepare(client: Client, session: str, address: str, *, upload: bool) -> set[str]:
+    """See to it that there is a registry in the scheduler, for a client that is about to come.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected, and used from its own event loop.
+    session : str
+        The client's id, for the registry.
+    address : str
+        What the cluster is called in errors.
+    upload : bool
+        Whether to send the package to those that lack it.
+
+    Returns
+    -------
+    set of str
+        The workers that there are.
+
+    Raises
+    ------
+    BackendError
+        Naming who cannot import the package, and what is missing.
+    """
+    workers, missing = await _missing(client)
+    if missing and upload and any(name == NAME for name in missing.values()):
+        await _upload(client)
+        workers, missing = await _missing(client)
+    if missing:
+        raise BackendError(_explained(missing, address, upload))
+    from .registry import enlist
+
+    await client._run_on_scheduler(enlist, session)
+    return workers
+
+
+async def install(client: Client) -> None:
+    """Make engines of the workers, and of those to come, once the registry knows the client."""
+    from .service import EnginePlugin
+
+    await client.register_plugin(EnginePlugin(), name=NAME)
+
+
+async def _missing(client: Client) -> tuple[set[str], dict[str, str]]:
+    """The workers, and who cannot import its part: by address, the module that is not there."""
+    found = {}
+    try:
+        await client._run_on_scheduler(importlib.import_module, SCHEDULER_PART)
+    except ImportError as error:
+        found["the scheduler"] = error.name or str(error)
+    answers = await client._run(importlib.import_module, WORKER_PART, on_error="return")
+    for worker, answer in answers.items():
+        if isinstance(answer, ImportError):
+            found[f"worker {worker}"] = answer.name or str(answer)
+        elif isinstance(answer, OSError):
+            continue  # it left while it was asked
+        elif isinstance(answer, BaseException):
+            raise answer
+    return set(answers), found
+
+
+def _explained(missing: dict[str, str], address: str, upload: bool) -> str:
+    modules = sorted(set(missing.values()))
+    who = ", ".join(list(missing)[:8]) + (", ..." if len(missing) > 8 else "")
+    how = "install pxcompat where they run"
+    if upload:
+        how += "; it was uploaded, what it depends on has to be installed"
+    elif any(name == NAME for name in modules):
+        how += ", or have it uploaded: Client(..., upload=True)"
+    return f"the Dask cluster at {address} cannot import {', '.join(modules)} on {who}: {how}"
+
+
+async def _upload(client: Client) -> None:
+    with tempfile.TemporaryDirectory(prefix="pxcompat-") as folder:
+        path = os.path.join(folder, f"pxcompat-{pxcompat.__version__}.zip")
+        _pack(path)
+        name = os.path.basename(path)
+        await client.register_plugin(SchedulerUploadFile(path), name=name)
+        await client.register_plugin(UploadFile(path), name=name)
+
+
+def _pack(path: str) -> None:
+    """The package as it is imported here, in one file: some of its folders lie elsewhere."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        written = set()
+        for package in (NAME, f"{NAME}.backends", f"{NAME}.magics"):
+            for root in importlib.import_module(package).__path__:
+                for folder, _, files in os.walk(root):
+                    inside = os.path.join(*package.split("."), os.path.relpath(folder, root))
+                    for file in files:
+                        target = os.path.normpath(os.path.join(inside, file))
+                        if file.endswith((".py", ".typed")) and target not in written:
+                            written.add(target)
+                            archive.write(os.path.join(folder, file), target)
