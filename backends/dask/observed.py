@@ -51,13 +51,14 @@ class Observed:
 
     def install(self) -> None:
         self._worker.handlers["pxcompat_observe"] = self.observe
-        self._worker.metrics.update(self._metrics)
+        # another dict: a heartbeat may be halfway through this one
+        self._worker.metrics = {**self._worker.metrics, **self._metrics}
         metrics.add(self._measured)
 
     def remove(self) -> None:
         self._worker.handlers.pop("pxcompat_observe", None)
-        for name in self._metrics:
-            self._worker.metrics.pop(name, None)
+        others = self._worker.metrics.items()
+        self._worker.metrics = {name: m for name, m in others if name not in self._metrics}
         metrics.remove(self._measured)
 
     def _measured(self) -> list[metrics.Measured]:

@@ -226,8 +226,9 @@ class Registry(SchedulerPlugin):
             leaving = scheduler.unregister_worker_plugin(None, self.name)
             try:
                 await asyncio.wait_for(leaving, UNHOOKING)
-            except asyncio.TimeoutError:
-                log.warning("some workers did not take their engines down in %d s", UNHOOKING)
+            except (asyncio.TimeoutError, OSError) as error:
+                # a worker that hangs, or goes just now; the others have been told
+                log.warning("not every worker says that its engine is down: %r", error)
         await self.monitor.stop()
         for name in ("registry", "register"):
             scheduler.handlers.pop(f"pxcompat_{name}", None)
@@ -365,8 +366,8 @@ async def enlist(client: str, dask_scheduler: Scheduler) -> None:
     Runs in the scheduler.  One that is just being taken down is waited for.
     """
     while (registry := dask_scheduler.plugins.get(Registry.name)) is None:
-        leaving = _leaving.pop(dask_scheduler, None)
-        if leaving is not None:
+        leaving = _leaving.get(dask_scheduler)
+        if leaving is not None and not leaving.done():
             await asyncio.wait([leaving])
             continue
         registry = Registry(adopted=True)
