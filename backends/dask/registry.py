@@ -230,8 +230,8 @@ class Registry(SchedulerPlugin):
                 # a worker that hangs, or goes just now; the others have been told
                 log.warning("not every worker says that its engine is down: %r", error)
         await self.monitor.stop()
-        for name in ("registry", "register"):
-            scheduler.handlers.pop(f"pxcompat_{name}", None)
+        for name in [name for name in scheduler.handlers if name.startswith("pxcompat_")]:
+            del scheduler.handlers[name]
         for worker, interval in self._intervals.items():
             if worker in scheduler.stream_comms:
                 scheduler.stream_comms[worker].interval = interval
