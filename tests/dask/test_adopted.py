@@ -102,6 +102,18 @@ def snapshot(client: Client) -> dict[str, Any]:
     return {f"{who}: {what}": v for who, part in parts.items() for what, v in part.items()}
 
 
+def settled(client: Client) -> dict[str, Any]:
+    """The same, once what was there before has gone."""
+
+    def quiet() -> Any:
+        now = snapshot(client)
+        idle = not now["scheduler: tasks"] and not now["scheduler: groups"]
+        return now if idle and "pxcompat" not in repr(now) else None
+
+    found: dict[str, Any] = wait_until(quiet)
+    return found
+
+
 def assert_as(before: dict[str, Any], client: Client) -> None:
     """The cluster is, or becomes, as it was."""
     deadline = time.monotonic() + PATIENCE
@@ -115,8 +127,7 @@ def test_engines_come_and_the_cluster_is_left_as_it_was(
     cluster: LocalCluster, dask_client: Client
 ) -> None:
     assert dask_client.submit(sum, [1, 2], pure=False).result(PATIENCE) == 3
-    wait_until(lambda: not dask_client.run_on_scheduler(of_scheduler)["tasks"])
-    before = snapshot(dask_client)
+    before = settled(dask_client)
     interval = dask_client.scheduler_comm.interval
     for target in (cluster, dask_client, cluster.scheduler_address):
         with ipp.Client(target) as rc:
@@ -157,7 +168,7 @@ def test_what_is_displayed_is_its_own_engines(cluster: LocalCluster) -> None:
 def test_the_last_to_leave_takes_the_engines_along(
     cluster: LocalCluster, dask_client: Client
 ) -> None:
-    before = snapshot(dask_client)
+    before = settled(dask_client)
     first, second = ipp.Client(cluster), ipp.Client(cluster)
     first.wait_for_engines(2, timeout=PATIENCE)
     assert first.ids == second.ids
@@ -209,7 +220,7 @@ def test_a_client_that_dies_leaves_nothing_either(
 ) -> None:
     if cluster.scheduler_address.startswith("inproc:"):
         pytest.skip("nobody outside of the process reaches it")
-    before = snapshot(dask_client)
+    before = settled(dask_client)
     subprocess.run([sys.executable, "-c", DIES, cluster.scheduler_address], check=True, timeout=90)
     assert_as(before, dask_client)
 
