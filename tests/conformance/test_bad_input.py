@@ -370,7 +370,9 @@ def test_waiting_balanced_calls_survive_an_engine_and_end_with_the_last(short_li
     with short_lived.connect_client_sync() as client:
         client.wait_for_engines(2, timeout=PATIENCE)
         balanced = client.load_balanced_view()
-        busy = client[:].apply_async(time.sleep, 60)
+        busy = client[:].execute("print('begun')\nimport time; time.sleep(60)", block=False)
+        # an engine that has not begun has nothing for the interrupt below to end
+        wait_until(lambda: busy.stdout == ["begun\n"] * 2)
         waiting = balanced.map_async(lambda x: x, range(8))
         first, last = client.ids
         client.send_signal(signal.SIGKILL, targets=first)
