@@ -591,7 +591,7 @@ class DaskBackend:
 
     async def _hang_up(self) -> None:
         self._balanced.close()
-        registry = getattr(self, "_registry", None)
+        registry: Any = getattr(self, "_registry", None)
         reached = registry is not None and registry.channel is not None
         if self.adopted and reached and not registry.channel.closed.is_set():
             # the last to leave takes everything along

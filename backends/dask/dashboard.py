@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from bokeh.core.properties import without_property_validation
 from bokeh.layouts import column
-from bokeh.models import Div
+from bokeh.models.widgets import Div
 from bokeh.server.tornado import BokehTornado
 from dask.utils import format_bytes
 from distributed import Scheduler
@@ -17,7 +18,6 @@ from distributed.dashboard.components import DashboardComponent, add_periodic_ca
 from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 from distributed.dashboard.core import BokehApplication
 from distributed.dashboard.scheduler import template_variables
-from distributed.dashboard.utils import without_property_validation
 from distributed.utils import log_errors
 from tornado.ioloop import IOLoop
 
@@ -46,7 +46,7 @@ ENGINES = (
 NAMES = ("engine", "name", "type", "shape", "bytes")
 
 
-class EnginesTable(DashboardComponent):  # type: ignore[misc]
+class EnginesTable(DashboardComponent):
     """What each engine does, and what its namespace holds."""
 
     def __init__(self, scheduler: Scheduler, **kwargs: Any) -> None:
@@ -56,7 +56,7 @@ class EnginesTable(DashboardComponent):  # type: ignore[misc]
         self.names = Div(sizing_mode="stretch_width")
         self.root = column(self.engines, self.names, **kwargs)
 
-    @without_property_validation
+    @without_property_validation  # type: ignore[untyped-decorator]
     @log_errors
     def update(self) -> None:
         registry: Any = self.scheduler.plugins.get("pxcompat")
@@ -130,13 +130,13 @@ def _page(scheduler: Any, extra: dict[str, Any], doc: Any, *, alone: bool) -> No
         doc.template_variables.update(extra)
 
 
-def _stock(scheduler: Any) -> BokehTornado | None:
+def _stock(scheduler: Any) -> Any:
     """Dask's own pages, where they are served."""
     applications = getattr(getattr(scheduler, "http_application", None), "applications", ())
     return next((app for app in applications if isinstance(app, BokehTornado)), None)
 
 
-def install(scheduler: Any) -> BokehTornado | None:
+def install(scheduler: Any) -> Any:
     """Serve the page beside those of a scheduler's dashboard; None where there is none."""
     stock = _stock(scheduler)
     if stock is None or PAGE in stock.app_paths:
@@ -157,7 +157,7 @@ def install(scheduler: Any) -> BokehTornado | None:
     return ours
 
 
-def uninstall(scheduler: Any, ours: BokehTornado) -> None:
+def uninstall(scheduler: Any, ours: Any) -> None:
     """Serve it no more."""
     stock = _stock(scheduler)
     if stock is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections import Counter
@@ -57,14 +58,14 @@ class _Progress:
         self._groups: dict[str, tuple[TaskGroup, float]] = {}
         self._own: set[str] = set()
 
-    def update(self, ended: dict[str, Counter[str]], states: dict[str, Counter[str]]) -> None:
+    def update(self, ended: dict[str, Counter[str]], here: dict[str, Counter[str]]) -> None:
         """Add calls that ended since the last time, and say how many run and wait now."""
         now = time.monotonic()
-        for name in {*ended, *states, *self._groups}:
+        for name in {*ended, *here, *self._groups}:
             group, changed = self._groups.get(name, (None, now))
             if group is None:
                 group = self._add(name)
-            done, present = ended.get(name), states.get(name)
+            done, present = ended.get(name), here.get(name)
             if done or present:
                 changed = now
             elif now - changed > LINGER:
@@ -73,9 +74,10 @@ class _Progress:
             self._groups[name] = (group, changed)
             for state, n in (done or {}).items():
                 self._count(group, state, n)
+            states: Any = group.states
             for state in ("processing", "queued"):
-                count = (present or {}).get(state, 0)
-                self._count(group, state, count - group.states[state])
+                count = present[state] if present else 0
+                self._count(group, state, count - states[state])
 
     def _add(self, name: str) -> TaskGroup:
         prefixes = self._scheduler.task_prefixes
@@ -126,6 +128,7 @@ class Monitor:
         self._ended: dict[str, Counter[str]] = {}
         self._recording = 0.0
         self._handlers: dict[str, Any] = {}
+        self._stream: Any = None
         self._progress = _Progress(scheduler)
         self._pages: Any = None
 
@@ -140,16 +143,17 @@ class Monitor:
         self._added_stream = TaskStreamPlugin.name not in scheduler.plugins
         if self._added_stream:
             scheduler.add_plugin(TaskStreamPlugin(scheduler), name=TaskStreamPlugin.name)
-        self._stream: Any = scheduler.plugins[TaskStreamPlugin.name]
-        original = self._stream.transition
+        stream: Any = scheduler.plugins[TaskStreamPlugin.name]
+        self._stream = stream
+        original = stream.transition
 
-        def transition(key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        def transition(key: Any, *args: Any, **kwargs: Any) -> None:
             # the engines tell of calls one by one, and of failures; a task that carries them
             # would be drawn over them
             if not (isinstance(key, str) and key.startswith("px:")):
-                original(key, start, finish, *args, **kwargs)
+                original(key, *args, **kwargs)
 
-        self._stream.transition = transition
+        stream.transition = transition
         metrics.add(self._measured)
         self.add_pages()
         self._task = asyncio.create_task(self._watch())
@@ -205,10 +209,13 @@ class Monitor:
             # one that did not answer the last time is not asked twice
             if key not in self._asking:
                 task = self._asking[key] = asyncio.create_task(self._ask(info, names))
-                task.add_done_callback(lambda _, key=key: self._asking.pop(key, None))
+                task.add_done_callback(functools.partial(self._answered, key))
         if self._asking:
             await asyncio.wait(list(self._asking.values()), timeout=PATIENCE)
         self._tell()
+
+    def _answered(self, key: str, task: asyncio.Task[None]) -> None:
+        self._asking.pop(key, None)
 
     async def _ask(self, info: EngineInfo, names: bool) -> None:
         since = self._index.get(info.key, 0)

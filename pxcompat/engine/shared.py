@@ -35,7 +35,7 @@ def _show(value: Any) -> None:
         engine.shell.displayhook(value)
 
 
-class _Compiler(CachingCompiler):  # type: ignore[misc]
+class _Compiler(CachingCompiler):
     """Compiles an expression that is to be displayed to a call of our own builtin."""
 
     def __call__(self, source: Any, filename: str, symbol: str, **kwargs: Any) -> Any:
@@ -53,7 +53,7 @@ class _Compiler(CachingCompiler):  # type: ignore[misc]
         return ast.fix_missing_locations(shown)
 
 
-class _NoTrap(DisplayTrap):  # type: ignore[misc]
+class _NoTrap(DisplayTrap):
     """Leaves ``sys.displayhook`` to whose it is."""
 
     def set(self) -> None:
