@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from . import engine_of_process, engine_of_thread
@@ -26,6 +27,10 @@ __all__ = ["NESTED", "Errand", "help_until", "home", "on_an_engine"]
 
 #: the mark in a request's header
 NESTED = "nested"
+
+
+#: what is in no queue
+_NEVER = object()
 
 
 class Errand:
@@ -70,19 +75,23 @@ def help_until(
     while not done.done():
         if deadline is not None:
             left = max(0.0, deadline - time.monotonic())
+        # From the one queue to the other without a bytecode in between, where an interrupt
+        # could come and what was taken be lost.
+        get = partial(engine._queue.get, True, left)
         try:
-            item = engine._queue.get(timeout=left)
+            engine._deferred.extend(islice(iter(get, _NEVER), 1))
         except queue.Empty:
             return 0.0
-        if item is _awake:
-            continue
+        item = engine._deferred[-1]
         request = getattr(item, "request", None)
-        if request is not None and request.header.get(NESTED):
+        if item is _awake:
+            engine._deferred.pop()
+        elif request is not None and request.header.get(NESTED):
+            engine._deferred.pop()
             _run_within(engine, partial(engine._run, item))  # type: ignore[arg-type]
         elif errands and isinstance(item, Errand):
+            engine._deferred.pop()
             _run_within(engine, item)
-        else:
-            engine._deferred.append(item)
     return left
 
 

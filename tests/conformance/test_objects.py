@@ -70,10 +70,12 @@ def test_who_waits_for_another_engine_can_be_interrupted(rc: ipp.Client, tmp_pat
     last.execute(f"open({str(there)!r}, 'w')")
     pushed = last.push({"b": first.ref("3")}, block=False)
     wait_until(there.exists)
+    (msg_id,) = pushed.msg_ids
+    wait_until(lambda: rc.db_query({"msg_id": msg_id}, keys=["status"])[0]["status"] == "running")
     behind = last.apply_async(lambda: "went on")
-    while not pushed.ready():  # a signal that comes before it waits is for nobody
+    while not pushed.ready():  # a signal that comes a moment before it can be heard is for nobody
         rc.send_signal("SIGINT", targets=last.targets, block=True)
-        pushed.wait(0.2)
+        pushed.wait(5)  # a second one would be for what is behind
     with pytest.raises(ipp.RemoteError, match="KeyboardInterrupt"):
         pushed.get()
     assert behind.get(PATIENCE) == "went on"
