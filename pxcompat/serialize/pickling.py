@@ -61,6 +61,8 @@ class _Context(threading.local):
     namespace: dict[str, Any] | None = None
     #: by token: what gives the value of an object that was left out of the pickle
     natives: Mapping[str, Callable[[], Any]] | None = None
+    #: whether a Reference was evaluated; see loads_function
+    evaluated = False
 
 
 _context = _Context()
@@ -110,6 +112,7 @@ def evaluate(expression: str) -> Any:
         from .reference import Reference
 
         return Reference(expression)
+    _context.evaluated = True
     return eval(expression, _context.namespace)
 
 
@@ -490,6 +493,7 @@ def loads_function(frames: Frames, namespace: dict[str, Any]) -> Any:
     """Unpickle a function that may be called many times: :func:`loads`, but quicker.
 
     What is nothing but code is unpickled once; each call has a new function all the same.
+    What a Reference stands for is looked up every time: its name may have another value by then.
     """
     data = frames[0]
     if len(frames) > 1 or type(data) is not bytes:
@@ -497,9 +501,11 @@ def loads_function(frames: Frames, namespace: dict[str, Any]) -> Any:
     known = _templates.get(data)
     if known is not None and known.__globals__ is namespace:
         return _like(known)
+    _context.evaluated = False
     function = loads(frames, namespace)
     if (
         type(function) is types.FunctionType
+        and not _context.evaluated
         and function.__globals__ is namespace
         and not (
             function.__closure__

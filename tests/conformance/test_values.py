@@ -227,3 +227,9 @@ def test_a_result_that_cannot_be_unpickled_says_so(e0: ipp.DirectView) -> None:
 
     with pytest.raises(ValueError, match="no number"):
         e0.apply_sync(lambda: None) or e0.apply_sync(lambda make: make(), lambda: Bad())
+
+
+def test_a_reference_to_a_function_is_what_its_name_is_now(e0: ipp.DirectView) -> None:
+    for factor in (2, 3):
+        e0.execute(f"scaled = lambda x: {factor} * x")
+        assert e0.apply_sync(ipp.Reference("scaled"), 5) == 5 * factor
