@@ -51,6 +51,9 @@ _IGNORED = frozenset(
     ]
 )
 
+#: what ipyparallel calls an engine's Dask worker, in the engine's namespace
+DASK_WORKER = ("dask_worker", "distributed_worker")
+
 
 class Client(Work):
     """A client of a cluster of engines (ipyparallel.Client).
@@ -328,7 +331,7 @@ class Client(Work):
         Where the backend's engines are Dask workers, nothing is started.  Elsewhere a scheduler is
         started in this process, with TLS, and a worker in each engine's process; they last
         until :meth:`stop_dask`, or as long as this client.  Each engine finds its
-        worker under the name ``distributed_worker``.
+        worker under the names ``dask_worker`` and ``distributed_worker``.
 
         Parameters
         ----------
@@ -347,12 +350,12 @@ class Client(Work):
         Returns
         -------
         distributed.Client
-            The caller's to close.
+            Dask's default client from now on; the caller's to close.
 
         """
         view = self.direct_view(targets)
         if self._backend.capabilities.dask_workers:
-            view.apply_sync(calls.bind_native, "distributed_worker")
+            view.apply_sync(calls.bind_native, *DASK_WORKER)
             return self._backend.native_client()
         if self._dask is None:
             from .backends.dask.host import Host
@@ -369,7 +372,7 @@ class Client(Work):
         """Take back what :meth:`become_dask` did; engines that are Dask workers stay so."""
         view = self.direct_view(targets)
         if self._backend.capabilities.dask_workers:
-            view.apply_sync(calls.unbind, "distributed_worker")
+            view.apply_sync(calls.unbind, *DASK_WORKER)
             return
         view.apply_sync(stop_distributed_worker)
         if targets is None or targets == "all":

@@ -550,9 +550,8 @@ class DaskBackend:
         return self._client
 
     def native_client(self) -> Client:
-        return Client(
-            self._client.scheduler.address, security=self._client.security, set_as_default=False
-        )
+        # the default, as any Client that a user makes: progress(), get_task_stream() look for it
+        return Client(self._client.scheduler.address, security=self._client.security)
 
     def idle_engine(self, candidates: Sequence[str] | None) -> _Engine | None:
         """An engine that has nothing to do, as far as this client knows; each in its turn."""

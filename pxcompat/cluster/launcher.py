@@ -200,7 +200,9 @@ class Controller:
         raise BackendError(f"process {self.connection.pid}, which holds the cluster, does not end")
 
     def _ask_to_stop(self, timeout: float) -> None:
-        pids = [self.pid] if self.connection.local and psutil.pid_exists(self.pid) else []
+        # where the controller is no process of its own, nothing is to end but what it answers for
+        pid = self.connection.info.get("pid") if self.connection.local else None
+        pids = [pid] if pid is not None and psutil.pid_exists(pid) else []
         controllers = [psutil.Process(pid) for pid in pids]
         try:
             result(self.backend(timeout).stop_cluster(), "stop", timeout)

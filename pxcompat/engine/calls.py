@@ -42,14 +42,15 @@ def clear() -> None:
     current().shell.reset(new_session=False)
 
 
-def bind_native(name: str) -> None:
+def bind_native(*names: str) -> None:
     """Bind the backend's own object for this engine (a Dask Worker ...)."""
-    namespace()[name] = current().native
+    namespace().update(dict.fromkeys(names, current().native))
 
 
-def unbind(name: str) -> None:
-    """Remove a name from the engine's namespace, if it is there."""
-    namespace().pop(name, None)
+def unbind(*names: str) -> None:
+    """Remove names from the engine's namespace, those that are there."""
+    for name in names:
+        namespace().pop(name, None)
 
 
 def publish_data(data: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import distributed
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
 
@@ -14,6 +15,9 @@ import pxcompat as ipp
 
 from .conftest import PATIENCE, wait_until
 from .test_requests import hold, is_running
+
+#: what ipyparallel calls an engine's Dask worker
+WORKER = ("dask_worker", "distributed_worker")
 
 
 def attach(path: str) -> BlockingKernelClient:
@@ -147,12 +151,15 @@ def test_elsewhere_it_says_where_it_belongs() -> None:
 
 def test_become_dask(rc: ipp.Client) -> None:
     with rc.become_dask() as executor:
-        workers = rc[:].apply_sync(repr, ipp.Reference("distributed_worker"))
-        assert all("Worker" in worker for worker in workers)
+        assert distributed.default_client() is executor
+        for name in WORKER:
+            workers = rc[:].apply_sync(repr, ipp.Reference(name))
+            assert all("Worker" in worker for worker in workers)
         executor.wait_for_workers(len(rc), timeout=PATIENCE)
         squares = executor.map(lambda x: x * x, range(10))
         assert executor.submit(sum, squares).result(PATIENCE) == 285
     rc.stop_dask()
-    with pytest.raises(ipp.RemoteError, match="NameError"):
-        rc[:].apply_sync(lambda worker: worker, ipp.Reference("distributed_worker"))
+    for name in WORKER:
+        with pytest.raises(ipp.RemoteError, match="NameError"):
+            rc[:].apply_sync(lambda worker: worker, ipp.Reference(name))
     assert rc[:].apply_sync(len, "abc") == [3] * len(rc)
