@@ -440,8 +440,9 @@ class DirectView(View):
         seq : iterable
             Lists, arrays and whatever has slices; others are read into a list.  Not in
             ipyparallel: a collection of the cluster's own (a dask array, dataframe, bag or list
-            of ``Delayed``), whose blocks are computed on the engines that bind them; on all of
-            them or, when one fails, on none.
+            of ``Delayed``, whose blocks are computed on the engines that bind them; a
+            ``ray.data.Dataset`` or list of ``ObjectRef``), which does not pass through here; on
+            all engines or, when one fails, on none.
         dist : {"b", "r"}
             Contiguous parts, or round robin.  Collections: contiguous alone, in whole blocks.
         flatten : bool
@@ -544,7 +545,8 @@ class DirectView(View):
             Not in ipyparallel.  ``"dask"``: nothing is brought here; the result is a
             ``dask.array``, a ``dask.dataframe`` or, of anything else, a list of ``Delayed``, over
             what the engines have, where they have it.  It is lazy, but for its shape, type and
-            divisions, which are asked of the engines, in their turn.
+            divisions, which are asked of the engines, in their turn.  ``"ray"``: a
+            ``ray.data.Dataset`` of arrays or tables, or a list of ``ObjectRef``.
 
         Returns
         -------

@@ -21,6 +21,7 @@ from pxcompat.error import EngineError
 from pxcompat.mapping import Map
 from pxcompat.protocol import EngineInfo, Part
 
+from ..alike import check_alike
 from .objects import RemoteFuture, accept, ask
 
 __all__ = ["put_together", "serve_aside", "take_apart"]
@@ -133,7 +134,7 @@ def put_together(
     ImportError
         When dask has no dataframes here.
     """
-    _check(name, parts)
+    check_alike(name, parts)
     futures: list[Any] = [
         client.submit(
             _take_aside,
@@ -173,39 +174,6 @@ def put_together(
             verify_meta=False,
         )
     return [delayed(future) for future in futures]
-
-
-def _check(name: str, parts: Sequence[Part]) -> None:
-    """Raise when parts do not fit together."""
-    first = parts[0]
-    for part in parts[1:]:
-        if _likeness(part) != _likeness(first):
-            raise ValueError(
-                f"the parts of {name!r} do not fit together: engine {first.engine} has "
-                f"{_told(first)}, engine {part.engine} has {_told(part)}"
-            )
-
-
-def _likeness(part: Part) -> Any:
-    """What parts must have in common."""
-    description = part.description
-    if description["kind"] == "array":
-        return "array", description["shape"][1:]
-    if description["kind"] == "frame":
-        meta = description["meta"]
-        columns = list(meta.columns) if hasattr(meta, "columns") else [meta.name]
-        dtypes = [str(d) for d in meta.dtypes] if hasattr(meta, "columns") else [str(meta.dtype)]
-        return "frame", description["type"], columns, dtypes
-    return "object"
-
-
-def _told(part: Part) -> str:
-    description = part.description
-    if description["kind"] == "array":
-        return f"an array of shape {description['shape']}"
-    if description["kind"] == "frame":
-        return f"a {description['type']} with {_likeness(part)[2:]}"
-    return f"a {description['type']}"
 
 
 def _divisions(parts: Sequence[Part]) -> tuple[Any, ...] | None:

@@ -7,7 +7,11 @@
 ``registry``       the actor that knows the engines, and passes on questions and output
 ``engine``         the actor that is an engine
 ``post``           an engine's outgoing mail: output and answers, through the registry
+``metrics``        what an engine does, as metrics of Ray's
+``collections``    datasets, over engines and of what they have; ``tables``: their blocks
+``objects``        object references, and names of engines, as arguments
 ``wire``           requests and replies as arguments and return values of actor calls
+``order``          the backend's options
 ``backend``        in the client: :class:`pxcompat.protocol.Backend`
 ``connecting``     how a client comes to the registry, and to engines where there are none
 ``outbox``         which requests to an engine go alone, and which share a call

@@ -37,6 +37,7 @@ from pxcompat.protocol import (
 from ..answers import accepted, cancelled
 from . import registry, session
 from .balanced import Placer
+from .collections import put_together, take_apart
 from .connecting import greet, populate
 from .objects import Kept, StoredObject, accept, pack_natives
 from .outbox import Call, Outbox, Pace
@@ -132,7 +133,7 @@ class RayBackend:
     """
 
     name = "ray"
-    capabilities = Capabilities(put_threshold=100 * 1024)
+    capabilities = Capabilities(put_threshold=100 * 1024, collections="ray")
 
     def __init__(self, info: Mapping[str, Any]) -> None:
         self._info = info
@@ -505,10 +506,20 @@ class RayBackend:
         return accept(obj, self._info["address"])
 
     def take_apart(self, obj: Any, keys: Sequence[str], *, copy: bool) -> Sequence[Any] | None:
-        return None
+        with self._connected():
+            return take_apart(obj, len(keys), self._info["address"], copy=copy)
 
     def put_together(self, name: str, parts: Sequence[Part]) -> Any:
-        raise ValueError("engines on Ray put no collections together")
+        gone = [part.engine for part in parts if part.key not in self._engines]
+        if gone:
+            raise EngineError(f"engines {gone} are gone, with their parts of {name!r}")
+        with self._connected():
+            given = {}
+            for part in parts:
+                give = self._engines[part.key].handle.give_aside
+                give = give.options(name=f"px:gather:{name}", num_returns=2)
+                given[part.key] = give.remote(part.token)
+            return put_together(name, parts, given)
 
     def keep(self, key: str, request: Request, *, uses: int | None) -> Kept:
         engine = self._engines.get(key)

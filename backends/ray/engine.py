@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import socket
+import tempfile
 import threading
 from collections import deque
 from typing import Any
@@ -18,8 +19,10 @@ from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import OutputEvent, Reply
 
 from ..controlled import settle
+from .metrics import Meter
 from .objects import unpack_natives
 from .post import Letter, Post
+from .tables import as_block
 from .wire import pack_output, pack_reply, unpack_request
 
 __all__ = ["EngineActor"]
@@ -107,6 +110,7 @@ class EngineActor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is an engine to interrupt
         settle(setup)
+        tempfile.tempdir = None  # it may be another one now
         _log_to(setup.get("logs"), f"engine-{setup['log']}")
         # notebooks written for ipyparallel import it on engines too
         alias.enable()
@@ -115,7 +119,8 @@ class EngineActor:
         self._engine.folder = setup.get("folder")
         self._engine.native = self._me = ray.get_runtime_context().current_actor
         # behind what Ray has queued for it, unless a request that waits runs it before
-        self._engine.nudge = lambda: self._me.run_queued.remote()
+        nudge = self._me.run_queued.options(name="px:nested")
+        self._engine.nudge = lambda: nudge.remote()
         self._registry = registry
         self._post = Post(registry)
         #: the latest requests, also when nothing else is remembered of them
@@ -133,6 +138,11 @@ class EngineActor:
         node = context.get_node_id()
         ray.get(registry.register.remote(**description, node=node))
         threading.Thread(target=self._answer_questions, name="pxcompat-ask", daemon=True).start()
+        Meter(self._engine, setup["namespace"])
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard and logs call it."""
+        return f"engine {self._engine.id}"
 
     def run(
         self,
@@ -169,6 +179,10 @@ class EngineActor:
         """Run nested requests (see ``pxcompat.engine.nested``) that came while this thread was
         busy."""
         self._engine.run_queued()
+
+    def give_aside(self, token: str) -> tuple[bool, Any]:
+        """What was set aside (``pxcompat.engine.parts``), for Ray's store; and that it is there."""
+        return True, as_block(self._engine.aside.pop(token))
 
     def stop(self) -> None:
         """End the process, as a Python program ends."""

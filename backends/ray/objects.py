@@ -16,10 +16,11 @@ from ray.util.client.common import ClientObjectRef
 from pxcompat import serialize
 from pxcompat.engine import current
 from pxcompat.error import EngineError
+from pxcompat.serialize.memory import owned
 
 from .wire import unpack_frames
 
-__all__ = ["Kept", "Lost", "StoredObject", "accept", "pack_natives", "unpack_natives"]
+__all__ = ["Blocks", "Kept", "Lost", "StoredObject", "accept", "pack_natives", "unpack_natives"]
 
 serialize.register_native(ray.ObjectRef)
 serialize.register_native(ClientObjectRef)
@@ -46,8 +47,47 @@ class StoredObject:
             raise EngineError(f"the object {self.ref} cannot be had: {error}") from error
         if not copy:
             return value
-        frames = serialize.dumps(value, name="an object of Ray's store")
-        return serialize.loads([frames[0], *(bytearray(frame) for frame in frames[1:])])
+        return _own(value)
+
+
+def _own(value: Any) -> Any:
+    """A copy of what lies in the store, in memory of this process."""
+    frames = serialize.dumps(value, name="an object of Ray's store")
+    return serialize.loads([frames[0], *(owned(frame) for frame in frames[1:])])
+
+
+class Blocks:
+    """Some of a dataset's blocks, or of a list of references, for one engine.
+
+    Parameters
+    ----------
+    refs
+        To the blocks, in order.
+    kind
+        ``"array"``: of a dataset that is one array; ``"table"``: of any other; ``"values"``:
+        objects of any kind.
+    own
+        Whether what is made of them may not be shared with whoever else has them.
+    """
+
+    __slots__ = ("kind", "own", "refs")
+
+    def __init__(self, refs: list[Any], kind: str, own: bool) -> None:
+        self.refs = refs
+        self.kind = kind
+        self.own = own
+
+    def pack(self) -> tuple[Any, ...]:
+        return ("blocks", [self.refs, self.kind, self.own])
+
+    def resolve(self, copy: bool = True) -> Any:
+        """One array, dataframe or list of them, on an engine's thread."""
+        if self.kind == "values":
+            return [StoredObject(ref).resolve(self.own) for ref in self.refs]
+        from .tables import join
+
+        blocks = [StoredObject(ref).resolve(copy=False) for ref in self.refs]
+        return join(blocks, self.kind, self.own)
 
 
 class Kept:
@@ -105,6 +145,14 @@ def accept(obj: Any, address: str) -> StoredObject:
     """
     if not isinstance(obj, (ray.ObjectRef, ClientObjectRef)):
         raise EngineError(f"{obj!r} is not of the Ray cluster at {address}")
+    if isinstance(obj, ray.ObjectRef):
+        try:
+            ray.wait([obj], timeout=0, fetch_local=False)
+        except ValueError as error:  # its owner is unknown
+            raise EngineError(
+                f"{obj!r} is not of the Ray cluster at {address}, but of a connection that this "
+                "process had before"
+            ) from error
     return StoredObject(obj)
 
 
@@ -113,7 +161,7 @@ def pack_natives(natives: Mapping[str, Any]) -> dict[str, Any] | None:
     return {token: native.pack() for token, native in natives.items()} or None
 
 
-_KINDS: dict[str, Any] = {"ref": StoredObject, "kept": Kept, "lost": Lost}
+_KINDS: dict[str, Any] = {"ref": StoredObject, "kept": Kept, "blocks": Blocks, "lost": Lost}
 
 
 def unpack_natives(field: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -290,17 +290,24 @@ class RelayBackend:
         return held
 
     def accept(self, obj: Any) -> Any:
-        raise EngineError(
-            f"{obj!r} is not of the Ray cluster at {self._info.get('address')}, but of the one "
+        raise self._not_ours(repr(obj))
+
+    def _not_ours(self, what: str) -> EngineError:
+        return EngineError(
+            f"{what} is not of the Ray cluster at {self._info.get('address')}, but of the one "
             "that this process is connected to; objects of the former are there in a process "
             "that connects to it first"
         )
 
     def take_apart(self, obj: Any, keys: Sequence[str], *, copy: bool) -> Sequence[Any] | None:
+        from .collections import is_collection
+
+        if is_collection(obj):
+            raise self._not_ours("the dataset" if hasattr(obj, "schema") else "the list")
         return None
 
     def put_together(self, name: str, parts: Sequence[Part]) -> Any:
-        raise ValueError("engines on Ray put no collections together")
+        raise ValueError("a process has datasets of one Ray cluster, which is another")
 
     def keep(self, key: str, request: Request, *, uses: int | None) -> _Kept:
         kept = _Kept(next(self._numbers))
