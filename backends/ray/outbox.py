@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -70,8 +70,9 @@ class Call(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What a dashboard shows."""
-        return ",".join(dict.fromkeys(request.name for request in self.requests))
+        """What a dashboard shows: of requests that share the call each name, and how often."""
+        counts = Counter(request.name for request in self.requests)
+        return ", ".join(f"{name} x{n}" if n > 1 else name for name, n in counts.items())
 
     @property
     def shared(self) -> bool:

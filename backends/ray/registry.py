@@ -20,6 +20,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import pxcompat
 from pxcompat.protocol import EngineInfo
 
 from .engine import EngineActor
@@ -140,6 +141,10 @@ class Registry:
         return task
 
     # -- what clients call ---------------------------------------------------------
+
+    async def version(self) -> str:
+        """Of the package here: a client's is to be the same."""
+        return pxcompat.__version__
 
     async def hello(self, session: str) -> list[tuple[Any, ...]]:
         """A client comes; what there is to know, as the first messages of its mail."""
@@ -346,7 +351,7 @@ class Registry:
         """Wait for the end of an engine, and say so."""
         reason = "it ended"
         try:
-            await entry.handle.bye.remote(self._never)
+            await entry.handle.bye.options(name=f"px:watch:{entry.id}").remote(self._never)
         except ray.exceptions.RayError as error:
             reason = why(error)
         await self._lost(entry, entry.reason or reason)

@@ -64,7 +64,7 @@ def test_short_ones_that_wait_share_a_call(outbox, calls, pace):
     outbox.flush()
     assert ids(calls) == [[0, 1]] and outbox.due is None
     assert [fields[0][0] for fields in pickle.loads(calls[0].arguments[0])] == ["c_0", "c_1"]
-    assert calls[0].name == "px:apply:short"
+    assert calls[0].name == "px:apply:short x2"
 
 
 def test_what_is_unknown_or_takes_long_goes_alone_and_in_order(outbox, calls, pace):
