@@ -10,10 +10,11 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
+import pxcompat
 from pxcompat.error import BackendError, ConnectError
 
 from . import registry
-from .controller import PATIENCE, registry_order
+from .order import PATIENCE, registry_order
 from .session import Session
 
 __all__ = ["greet", "populate"]
@@ -52,7 +53,7 @@ def greet(
         timeout = max(0.1, deadline - time.monotonic())
         try:
             if found is not None:
-                return found, list(ray.get(found.hello.remote(client), timeout=timeout))
+                return found, _hello(found, client, info, timeout)
         except ActorDiedError as error:
             found = None  # one that was just stopped
             last = registry.why(error)
@@ -64,6 +65,25 @@ def greet(
                 f"its namespace {namespace!r} (stage: finding the registry): {last}"
             )
         time.sleep(0.05)  # a name may take a moment to be known everywhere, or forgotten
+
+
+def _hello(
+    found: Any, client: str, info: Mapping[str, Any], timeout: float
+) -> list[tuple[Any, ...]]:
+    """Introduce a client to a registry, of the same version of the package."""
+    version = found.version.remote() if hasattr(found, "version") else None
+    try:
+        known = found.hello.remote(client)
+    except TypeError:  # one with another signature
+        known = None
+    theirs = "an older one" if version is None else ray.get(version, timeout=timeout)
+    if known is None or theirs != pxcompat.__version__:
+        raise BackendError(
+            f"the engines on the Ray cluster at {info['address']} are of another pxcompat: "
+            f"{theirs} there, {pxcompat.__version__} here. Install the same one, or stop those "
+            "engines, and start others, with this one"
+        )
+    return list(ray.get(known, timeout=timeout))
 
 
 def _create_registry(adopt: Mapping[str, Any], namespace: str, session: Session) -> Any:

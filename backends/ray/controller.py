@@ -8,7 +8,6 @@ SIGTERM, or when a client asks for it.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import faulthandler
 import os
 import select
@@ -17,21 +16,17 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
 import psutil
 
-from pxcompat.error import BackendError
-
 from ..controlled import read_order, remove, say, settle
 from . import session
+from .order import registry_order
 
 #: seconds for the Ray of somebody else to answer
 CONNECT_TIMEOUT = 10
-#: seconds for Ray to find a place for an engine
-PATIENCE = 30
 
 __all__ = ["main"]
 
@@ -39,23 +34,6 @@ __all__ = ["main"]
 LONGEST = 40
 #: seconds for Ray's processes to end by themselves, before they are killed
 GRACE = 5
-
-
-#: options of engines' actors, which Ray understands
-ACTOR = ("num_cpus", "num_gpus", "resources", "runtime_env", "scheduling_strategy")
-#: all options of the backend
-OPTIONS = (*ACTOR, "patience", "address", "namespace", "init", "engine")
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise BackendError for an option that there is not."""
-    for name in options:
-        if name not in OPTIONS:
-            close = difflib.get_close_matches(name, OPTIONS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise BackendError(
-                f"the Ray backend has no option {name!r}{hint}; there are {', '.join(OPTIONS)}"
-            )
 
 
 class _Controller:
@@ -91,6 +69,7 @@ class _Controller:
             address, dashboard = connection.address, connection.dashboard
             token = None
         else:
+            self._keep_temporary_files()
             token = session.user_token()
             context = session.start_head(
                 self.order["host"], self.folder, token, self.options.get("init", {})
@@ -122,6 +101,13 @@ class _Controller:
             "logs": self.logs,
             "folder": self.folder,
         }
+
+    def _keep_temporary_files(self) -> None:
+        """Have Ray's processes, which leave theirs behind when they are killed, keep them in the
+        cluster's folder; those of engines are the user's."""
+        self.order["env"].setdefault("TMPDIR", tempfile.gettempdir())
+        os.environ["TMPDIR"] = os.path.join(self.folder, "tmp")
+        os.mkdir(os.environ["TMPDIR"], 0o700)
 
     def _watch(self) -> None:
         """Until the owner, Ray, or somebody's word ends the cluster."""
@@ -164,35 +150,6 @@ class _Controller:
                 process.kill()
         psutil.wait_procs(alive, 1)
         remove(self.folder)
-
-
-def registry_order(
-    options: dict[str, Any],
-    setup: dict[str, Any],
-    namespace: str,
-    logs: str,
-    *,
-    own: bool,
-    folder: str = "",
-) -> dict[str, Any]:
-    """What a registry is told; see :class:`registry.Registry`."""
-    actor = {name: options[name] for name in ACTOR if options.get(name) is not None}
-    # on a Ray of their own engines always fit, and leave the CPUs to Ray's tasks
-    actor.setdefault("num_cpus", 0 if own else 1)
-    return {
-        "namespace": namespace,
-        "actor": actor,
-        "patience": options.get("patience", PATIENCE),
-        "setup": {
-            "namespace": namespace,
-            "cwd": setup["cwd"],
-            "path": setup["path"],
-            "env": setup["env"],
-            "logs": logs,
-            "folder": folder,
-            "engine": options.get("engine", {}),
-        },
-    }
 
 
 def main() -> None:

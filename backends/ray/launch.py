@@ -12,7 +12,7 @@ from pxcompat.protocol import Backend, LaunchSpec
 
 from ..controlled import LaunchedCluster, start
 from . import session
-from .controller import check_options
+from .order import check_options
 
 __all__ = ["RayProvider", "provider"]
 

@@ -65,9 +65,9 @@ ADOPT = """if True:
         print("unknown", error)
 
     # a cluster whose controller has asked for its end, and never asks again
-    from pxcompat.backends.ray import controller, registry
+    from pxcompat.backends.ray import order as orders, registry
     setup = {"cwd": None, "path": [], "env": {}}
-    order = controller.registry_order({}, setup, "orphan", logs="", own=True)
+    order = orders.registry_order({}, setup, "orphan", logs="", own=True)
     orphan = registry.create(order | {"silence": 1}, detached=True)
     keys = ray.get(orphan.start_engines.remote(1))
     asked = orphan.ended.remote()

@@ -1,0 +1,58 @@
+"""The backend's options, and what they mean for a cluster's registry and engines."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pxcompat.error import BackendError
+
+__all__ = ["PATIENCE", "check_options", "registry_order"]
+
+#: seconds for Ray to find a place for an engine
+PATIENCE = 30
+#: options of engines' actors, which Ray understands
+ACTOR = ("num_cpus", "num_gpus", "resources", "runtime_env", "scheduling_strategy")
+#: all options of the backend
+OPTIONS = (*ACTOR, "patience", "address", "namespace", "init", "engine")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise BackendError for an option that there is not."""
+    for name in options:
+        if name not in OPTIONS:
+            close = difflib.get_close_matches(name, OPTIONS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise BackendError(
+                f"the Ray backend has no option {name!r}{hint}; there are {', '.join(OPTIONS)}"
+            )
+
+
+def registry_order(
+    options: dict[str, Any],
+    setup: dict[str, Any],
+    namespace: str,
+    logs: str,
+    *,
+    own: bool,
+    folder: str = "",
+) -> dict[str, Any]:
+    """What a registry is told; see :class:`registry.Registry`."""
+    actor = {name: options[name] for name in ACTOR if options.get(name) is not None}
+    # on a Ray of their own engines always fit, and leave the CPUs to Ray's tasks
+    actor.setdefault("num_cpus", 0 if own else 1)
+    return {
+        "namespace": namespace,
+        "actor": actor,
+        "patience": options.get("patience", PATIENCE),
+        "setup": {
+            "namespace": namespace,
+            "cwd": setup["cwd"],
+            "path": setup["path"],
+            "env": setup["env"],
+            "logs": logs,
+            "folder": folder,
+            "engine": options.get("engine", {}),
+        },
+    }
