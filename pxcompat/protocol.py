@@ -247,6 +247,8 @@ class Capabilities:
     grows
         Whether the cluster may grow because balanced calls wait, so that they may be sent
         while it has no engine.
+    mpi
+        Whether :meth:`Backend.start_engines` can make engines the ranks of an MPI world.
     put_threshold
         Values of at least so many bytes are worth :meth:`Backend.put` when they
         go to more than one engine.
@@ -261,6 +263,7 @@ class Capabilities:
     signals: bool = True
     credentials: bool = False
     grows: bool = False
+    mpi: bool = False
     put_threshold: int = 1 << 20
     collections: str = ""
 
@@ -324,15 +327,24 @@ class Backend(Protocol):
     def close(self, *, timeout: float = 5) -> None:
         """Disconnect and leave nothing behind.  Idempotent."""
 
-    def start_engines(self, n: int) -> Future[list[str]]:
-        """Start ``n`` more engines; resolves to their names once they were launched."""
+    def start_engines(self, n: int, *, mpi: Sequence[str] | None = None) -> Future[list[str]]:
+        """Start ``n`` more engines; resolves to their names once they were launched.
+
+        With ``mpi`` they are the ranks of an MPI world of their own, in the order of their ids.
+        It is the command that starts the ranks, without the program that each of them is:
+        ``["mpiexec", "-n", "4"]``.  A world ends whole: with its first rank that ends.
+        """
 
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
-        """Shut engines down after what is queued now; at once when ``force``."""
+        """Shut engines down after what is queued now; at once when ``force``.
+
+        With a rank of an MPI world the others are shut down, too."""
 
     def restart_engines(self, keys: Sequence[str]) -> Future[list[str]]:
         """End engines at once, whatever they run or have queued, and start others with the
-        same ids; resolves to the keys of those, in order, once they were launched."""
+        same ids; resolves to the keys of those, in order, once they were launched.
+
+        With a rank of an MPI world all are restarted, in a new world; theirs come last."""
 
     def stop_cluster(self) -> Future[None]:
         """Shut the whole cluster down."""

@@ -182,6 +182,7 @@ class DaskBackend:
             signals=not self.adopted,
             credentials=bool(info.get("security")),
             grows=self.adopted,
+            mpi=not self.adopted,
         )
         self.sink: EventSink
 
@@ -528,8 +529,8 @@ class DaskBackend:
 
     # -- the cluster --------------------------------------------------------------------
 
-    def start_engines(self, n: int) -> Future[list[str]]:
-        return self.control(None, "start_engines", {"n": n})
+    def start_engines(self, n: int, *, mpi: Sequence[str] | None = None) -> Future[list[str]]:
+        return self.control(None, "start_engines", {"n": n, "mpi": mpi and list(mpi)})
 
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
         return self.control(None, "stop_engines", {"keys": list(keys), "force": force})

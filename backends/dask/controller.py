@@ -158,13 +158,16 @@ class _Link:
                 self._end.set()
             self._arrived.notify_all()
 
-    async def start_engines(self, names: dict[str, str]) -> None:
-        self._lines.send({"start": names})
+    async def start_engines(self, names: dict[str, str], ranks: dict[str, str]) -> None:
+        self._lines.send({"start": names, "ranks": ranks})
         async with self._arrived:
             await self._arrived.wait_for(lambda: names.keys() <= set(self._pids.values()))
 
     def owns(self, pid: int) -> bool:
         return pid in self._pids
+
+    def pid(self, key: str) -> int | None:
+        return next((pid for pid, engine in self._pids.items() if engine == key), None)
 
     def kill(self, pid: int, signum: int) -> None:
         self._lines.send({"kill": pid, "signum": signum})
@@ -288,7 +291,7 @@ class _Supervisor:
         try:
             self._start_scheduler()
             keys = [uuid.uuid4().hex for _ in range(self.order["n"])]
-            self._start_engines({key: key for key in keys})
+            self._start_engines({key: key for key in keys}, {})
             say(
                 {
                     "info": {
@@ -323,7 +326,7 @@ class _Supervisor:
                 tail = "".join(log.readlines()[-10:])
             raise RuntimeError(f"the scheduler ended before it was ready\n{tail}")
 
-    def _start_engines(self, names: dict[str, str]) -> None:
+    def _start_engines(self, names: dict[str, str], ranks: dict[str, str]) -> None:
         for key, name in names.items():
             spec = EngineSpec(
                 key,
@@ -333,6 +336,7 @@ class _Supervisor:
                 self.directory,
                 self.order["options"].get("engine", {}),
                 self.ledgers.setdefault(key, Ledger()),
+                ranks.get(key, ""),
             )
             run = functools.partial(run_engine, spec)
             pid = _fork(run, self._log_path(f"engine-{name[:8]}"))
@@ -373,7 +377,7 @@ class _Supervisor:
             return
         for message in messages:
             if "start" in message:
-                self._start_engines(message["start"])
+                self._start_engines(message["start"], message["ranks"])
             elif "kill" in message:
                 # only a child not yet reaped: its pid cannot be somebody else's
                 if message["kill"] in self.engines:

@@ -31,6 +31,8 @@ class EngineSpec:
     local_directory: str
     options: dict[str, Any]
     ledger: Ledger
+    #: where it gets its rank of an MPI world, or ""
+    rank: str = ""
 
 
 def security_of(pems: dict[str, str]) -> Any:
@@ -53,12 +55,17 @@ def run_engine(spec: EngineSpec) -> None:
     from pxcompat import alias
     from pxcompat.engine.runtime import Engine
 
+    from .. import mpi
+
     # notebooks written for ipyparallel import it on engines too
     alias.enable()
     # nobody looks at the worker's profile; it costs a thread that wakes 100 times a second
     dask.config.set({"distributed.worker.profile.enabled": False})
     engine = Engine(spec.key, own_process=True, **spec.options)
     engine.folder = spec.local_directory
+    if spec.rank:
+        mpi.join(spec.rank)
+        engine.prelude = mpi.INIT
     engine.home = {"backend": "dask", "address": spec.scheduler, "security": spec.security}
     thread = threading.Thread(target=_run_thread, args=(spec, engine), name="pxcompat-worker")
     # the engine's first task, after the user's start-up files: what cannot start up is

@@ -19,6 +19,7 @@ from distributed.comm.core import Comm
 
 from pxcompat.protocol import EngineInfo
 
+from ..mpi import Worlds
 from .batch import ids_of_key
 from .channel import Channel, ChannelClosed
 from .monitor import Monitor
@@ -43,10 +44,13 @@ _leaving: WeakKeyDictionary[Scheduler, asyncio.Task[None]] = WeakKeyDictionary()
 class Supervisor(Protocol):
     """What started the engines of this host, and can end them."""
 
-    async def start_engines(self, names: dict[str, str]) -> None:
-        """Start an engine for each key, called by the name that goes with it."""
+    async def start_engines(self, names: dict[str, str], ranks: dict[str, str]) -> None:
+        """Start an engine for each key, called by the name that goes with it, and for those
+        with a rank of an MPI world where they get it."""
 
     def owns(self, pid: int) -> bool: ...
+
+    def pid(self, key: str) -> int | None: ...
 
     def kill(self, pid: int, signum: int) -> None: ...
 
@@ -86,6 +90,7 @@ class Registry(SchedulerPlugin):
         self._leaving: set[asyncio.Task[None]] = set()
         #: by address of an engine that is gone: what finds out why
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self._worlds = Worlds(self._end_rank)
         self.changed = asyncio.Condition()
         self._intervals: dict[str, Any] = {}
         for worker in scheduler.stream_comms:
@@ -100,7 +105,9 @@ class Registry(SchedulerPlugin):
 
     def process_ended(self, key: str, reason: str) -> None:
         """The supervisor saw an engine's process end; tells of those that never came up."""
+        self._worlds.lost(key, self._reasons.get(key, reason))
         if key not in self._registered:
+            reason = self._reasons.pop(key, reason)
             self._stillborn.append((key, reason))
             self._successors.pop(key, None)
             self._tell_all(("down", key, reason, {}))
@@ -128,6 +135,7 @@ class Registry(SchedulerPlugin):
         stream.interval = 0
 
     async def before_close(self) -> None:
+        await self._worlds.close()
         await self.monitor.stop()
 
     def remove_worker(
@@ -321,30 +329,53 @@ class Registry(SchedulerPlugin):
             )
         return self.supervisor
 
-    async def start_engines(self, n: int) -> list[str]:
+    async def start_engines(self, n: int, mpi: list[str] | None) -> list[str]:
         """Start engines beside those that are there; their keys."""
+        supervisor = self._own_supervisor()
         keys = [uuid.uuid4().hex for _ in range(n)]
-        await self._own_supervisor().start_engines({key: key for key in keys})
+        if mpi is not None:
+            ranks = self._worlds.start(mpi, keys)
+            # not as they come: in the order of their ranks
+            self._successors.update((key, (next(self._ids), key)) for key in keys)
+        else:
+            ranks = {}
+        await supervisor.start_engines({key: key for key in keys}, ranks)
         return keys
 
     async def restart_engines(self, keys: list[str]) -> list[str]:
         """Kill engines and start others under their ids; the keys of those."""
         supervisor = self._own_supervisor()
-        infos = [self._engine(key) for key in keys]
+        for key in keys:
+            self._engine(key)  # before anything is ended
+        wanted, worlds = self._worlds.dissolve(keys)
+        infos = [self._engine(key) for key in wanted]
         started = {uuid.uuid4().hex: info for info in infos}
         for info in infos:
             # said before anything can see it go
             self._reasons[info.key] = "it was restarted"
             supervisor.kill(info.pid, signal.SIGKILL)
         async with self.changed:
-            await self.changed.wait_for(lambda: not any(key in self._reasons for key in keys))
+            await self.changed.wait_for(lambda: not any(key in self._reasons for key in wanted))
         for key, info in started.items():
             self._successors[key] = info.id, info.name
-        await supervisor.start_engines({key: info.name for key, info in started.items()})
+        new = dict(zip(wanted, started, strict=True))
+        ranks: dict[str, str] = {}
+        for world in worlds:
+            ranks |= self._worlds.start(world.command, [new[key] for key in world.keys])
+        await supervisor.start_engines({key: info.name for key, info in started.items()}, ranks)
         return list(started)
+
+    def _end_rank(self, key: str, reason: str) -> None:
+        """End an engine whose MPI world has ended."""
+        supervisor = self._own_supervisor()
+        pid = supervisor.pid(key)
+        if pid is not None:
+            self._reasons.setdefault(key, reason)
+            supervisor.kill(pid, signal.SIGKILL)
 
     async def stop_engines(self, keys: list[str], force: bool) -> None:
         """Stop engines, after what they have queued or at once; return when they are gone."""
+        keys, _ = self._worlds.dissolve(keys)
         for key in keys:
             info = self._engine(key)
             owned = self.supervisor is not None and self.supervisor.owns(info.pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -160,6 +161,8 @@ class RayBackend:
         #: set when nothing more is to come
         self._ended = threading.Event()
         self.adopted = "adopt" in info
+        # where we started none, nobody knows whether the nodes have what MPI needs
+        self.capabilities = dataclasses.replace(self.capabilities, mpi=not self.adopted)
         self.sink: EventSink
 
     # -- connecting ------------------------------------------------------------------
@@ -645,8 +648,8 @@ class RayBackend:
 
     # -- the cluster ----------------------------------------------------------------------
 
-    def start_engines(self, n: int) -> Future[list[str]]:
-        return self.control(None, "start_engines", {"n": n})
+    def start_engines(self, n: int, *, mpi: Sequence[str] | None = None) -> Future[list[str]]:
+        return self.control(None, "start_engines", {"n": n, "mpi": mpi and list(mpi)})
 
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
         return self.control(None, "stop_engines", {"keys": list(keys), "force": force})

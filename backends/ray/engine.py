@@ -100,11 +100,14 @@ class EngineActor:
         ``namespace``: the cluster's;
         ``folder``: one that goes with the cluster, or "";
         ``logs``: folder for the log file, or None; ``log``: which of the files in it;
+        ``rank``: where it gets its rank of an MPI world, if it has one;
         ``engine``: options of :class:`pxcompat.engine.runtime.Engine`.
     """
 
     def __init__(self, registry: Any, key: str, id: int, setup: dict[str, Any]) -> None:
         from pxcompat import alias
+
+        from .. import mpi
 
         # Ray blocks it in its processes; unblocked, it interrupts the main thread
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -114,8 +117,11 @@ class EngineActor:
         _log_to(setup.get("logs"), f"engine-{setup['log']}")
         # notebooks written for ipyparallel import it on engines too
         alias.enable()
+        if setup.get("rank"):
+            mpi.join(setup["rank"])
         self._engine = Engine(key, own_process=True, **setup["engine"])
         self._engine.id = id
+        self._engine.prelude = mpi.INIT if setup.get("rank") else ""
         self._engine.folder = setup.get("folder")
         self._engine.native = self._me = ray.get_runtime_context().current_actor
         # behind what Ray has queued for it, unless a request that waits runs it before

@@ -21,8 +21,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import pxcompat
+from pxcompat.error import BackendError
 from pxcompat.protocol import EngineInfo
 
+from ..mpi import Worlds
 from .engine import EngineActor
 from .post import Letter
 
@@ -132,6 +134,7 @@ class Registry:
         #: of the controller, once it has called
         self._holder: _Sign | None = None
         self._ended = asyncio.Event()
+        self._worlds = Worlds(self._end_rank)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def _background(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -301,15 +304,38 @@ class Registry:
         """Never returns: what it would return is what :meth:`EngineActor.bye` waits for."""
         await asyncio.Event().wait()
 
-    async def start_engines(self, n: int) -> list[str]:
+    async def start_engines(self, n: int, mpi: list[str] | None = None) -> list[str]:
         """Start engines; their keys.  They register when they are ready."""
         if self._never is None:
             self._never = self._me.forever.remote()
-        return [self._start_engine(next(self._ids)) for _ in range(n)]
+        keys = [uuid.uuid4().hex for _ in range(n)]
+        ranks = self._start_world(mpi, keys) if mpi is not None else {}
+        for key in keys:
+            self._start_engine(key, next(self._ids), rank=ranks.get(key))
+        return keys
+
+    def _start_world(self, command: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
+        strategy = self._order["actor"].get("scheduling_strategy")
+        if strategy is not None:
+            raise BackendError(
+                f"scheduling_strategy={strategy!r} cannot be had with an MPI world: its engines "
+                "are on one node, where the cluster's controller is"
+            )
+        return self._worlds.start(command, keys)
+
+    def _end_rank(self, key: str, reason: str) -> None:
+        """End an engine whose MPI world has ended."""
+        entry = self._engines.get(key)
+        if entry is not None:
+            entry.reason = entry.reason or reason
+            ray.kill(entry.handle)
 
     async def restart_engines(self, keys: list[str]) -> list[str]:
         """Kill engines and start others under their ids; the keys of those."""
-        entries = [self._entry(key) for key in keys]
+        for key in keys:
+            self._entry(key)  # before anything is ended
+        wanted, worlds = self._worlds.dissolve(keys)
+        entries = [self._entry(key) for key in wanted]
         if self._never is None:
             self._never = self._me.forever.remote()
         for entry in entries:
@@ -317,7 +343,14 @@ class Registry:
             ray.kill(entry.handle)
         for entry in entries:
             await entry.gone.wait()
-        return [self._start_engine(entry.id, entry.name) for entry in entries]
+        new = {entry.key: uuid.uuid4().hex for entry in entries}
+        ranks: dict[str, str] = {}
+        for world in worlds:
+            ranks |= self._start_world(world.command, [new[key] for key in world.keys])
+        for entry in entries:
+            key = new[entry.key]
+            self._start_engine(key, entry.id, entry.name, rank=ranks.get(key))
+        return list(new.values())
 
     async def await_engines(self, keys: Sequence[str]) -> list[str]:
         """Wait until engines are up or given up; why those that are not."""
@@ -331,21 +364,23 @@ class Registry:
         ended = dict(self._stillborn)
         return [ended[key] for key in keys if key in ended]
 
-    def _start_engine(self, id: int, name: str = "") -> str:
-        key = uuid.uuid4().hex
+    def _start_engine(self, key: str, id: int, name: str = "", *, rank: str | None = None) -> None:
         name = name or key
+        options = dict(self._order["actor"])
+        if rank is not None:  # a socket of this node's
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self._node, soft=False)
         actor = ray.remote(EngineActor).options(
             name=f"engine-{id}",
             namespace=self._order["namespace"],
             max_restarts=0,  # a restarted engine without its names would lie
             max_task_retries=0,
-            **self._order["actor"],
+            **options,
         )
-        handle = actor.remote(self._me, key, id, {**self._order["setup"], "log": name[:8]})
+        setup = {**self._order["setup"], "log": name[:8], "rank": rank}
+        handle = actor.remote(self._me, key, id, setup)
         entry = self._engines[key] = _Entry(key, id, name, handle)
         self._background(self._watch(entry))
         self._background(self._expect(entry))
-        return key
 
     async def _watch(self, entry: _Entry) -> None:
         """Wait for the end of an engine, and say so."""
@@ -360,6 +395,7 @@ class Registry:
         """An engine is gone, or given up; say so, once."""
         if self._engines.pop(entry.key, None) is None:
             return
+        self._worlds.lost(entry.key, reason)
         if entry.info is None:
             self._stillborn.append((entry.key, reason))
         for session, call_id in entry.unanswered:
@@ -406,6 +442,7 @@ class Registry:
 
     async def stop_engines(self, keys: list[str], force: bool) -> None:
         """Stop engines, after what they have queued or at once; return when they are gone."""
+        keys, _ = self._worlds.dissolve(keys)
         entries = [self._engines[key] for key in keys if key in self._engines]
         for entry in entries:
             entry.reason = "it was shut down"
@@ -459,6 +496,7 @@ class Registry:
         for entry in list(self._engines.values()):
             entry.reason = "its cluster was stopped"
             ray.kill(entry.handle)
+        await self._worlds.close()
         self._ended.set()
 
 

@@ -13,6 +13,7 @@ of Ray's own in this process.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -125,6 +126,7 @@ class RelayBackend:
         self._closed = False
         self._thread = threading.Thread(target=self._listen, name="pxcompat-relay", daemon=True)
         self.adopted = "adopt" in info
+        self.capabilities = dataclasses.replace(self.capabilities, mpi=not self.adopted)
         self.sink: EventSink
 
     # -- life --------------------------------------------------------------------------
@@ -270,8 +272,8 @@ class RelayBackend:
     def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
         return self.ask("control", key, op, dict(args))
 
-    def start_engines(self, n: int) -> Future[list[str]]:
-        return self.ask("start_engines", n)
+    def start_engines(self, n: int, *, mpi: Sequence[str] | None = None) -> Future[list[str]]:
+        return self.ask("start_engines", n, mpi and list(mpi))
 
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
         return self.ask("stop_engines", list(keys), force)
@@ -419,6 +421,10 @@ class _Child:
             self._answer(call_id, True, future.result())
         else:
             self._answer(call_id, False, error)
+
+    def on_start_engines(self, n: int, mpi: list[str] | None) -> Future[list[str]]:
+        started: Future[list[str]] = self._backend.start_engines(n, mpi=mpi)
+        return started
 
     def on_open(self, info: dict[str, Any], session: str, timeout: float) -> None:
         from .backend import RayBackend

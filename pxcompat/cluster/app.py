@@ -24,6 +24,7 @@ from .cluster import Cluster
 from .connection import AlreadyRunning, Connection, MissingConnectionFile, StaleConnectionFile, read
 from .launcher import Controller, OwnController
 from .manager import ClusterManager, clean_cluster_files
+from .mpi import MPIEngineSetLauncher, MPILauncher
 from .profiles import Profile
 from .settings import PxCompat, write_config
 
@@ -79,6 +80,10 @@ START_FLAGS = {
         {"PxClusterEngines": {"daemonize": True}},
         "Leave the cluster running in the background.",
     ),
+    "mpi": (
+        {"Cluster": {"engine_launcher_class": "mpi"}},
+        "Make the engines the ranks of an MPI world; short for --engines=mpi.",
+    ),
 }
 
 
@@ -87,7 +92,7 @@ class PxClusterApp(Application):
 
     name = "pxcluster"
     version = __version__
-    classes = List([PxCompat, Cluster])  # type: ignore[assignment]
+    classes = List([PxCompat, Cluster, MPIEngineSetLauncher])  # type: ignore[assignment]
     aliases = Dict(ALIASES)
     flags = Dict(FLAGS)
 
@@ -155,7 +160,7 @@ class PxClusterApp(Application):
         )
         if self.init and not place.config_file.exists():
             profiles.create(place)
-            write_config(place.config_file, [PxCompat, Cluster])
+            write_config(place.config_file, [PxCompat, Cluster, MPILauncher])
         return place
 
     def start(self) -> None:
@@ -448,7 +453,7 @@ class PxClusterCreate(PxClusterApp):
         if place.config_file.exists() and not self.force:
             self.fail(f"{place.config_file} exists; --force replaces it")
         profiles.create(place)
-        write_config(place.config_file, [PxCompat, Cluster])
+        write_config(place.config_file, [PxCompat, Cluster, MPILauncher])
         sys.stdout.write(f"{place.config_file}\n")
 
 

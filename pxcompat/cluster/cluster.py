@@ -46,6 +46,7 @@ from .launcher import (
     launch,
     result,
 )
+from .mpi import MPIEngineSetLauncher
 from .settings import PxCompat, backend_options, load_config
 from .twins import twin
 
@@ -82,7 +83,8 @@ class Cluster(ClusterFile, LoggingConfigurable):
         False leaves the cluster running, held by a process of its own, when this process
         ends.
     engines, controller : str
-        ipyparallel's launchers.  Accepted; the backend starts the processes.
+        ipyparallel's launchers.  ``engines="mpi"`` makes the engines the ranks of one MPI world,
+        in the order of their ids.  Others are accepted; the backend starts the processes.
     """
 
     shutdown_atexit = Bool(
@@ -108,11 +110,16 @@ class Cluster(ClusterFile, LoggingConfigurable):
     load_profile = Bool(True, config=True, help="Use the configuration of the profile.")
     log_level = Integer(logging.INFO)
 
+    engine_launcher_class = AnyTrait(
+        EngineSet,
+        config=True,
+        help="'mpi': the engines are the ranks of one MPI world, which c.MPILauncher starts.",
+    )
+
     # ipyparallel's, without a meaning here
     controller_location = Unicode(config=True, help="Accepted, not used.").tag(to_dict=True)
     controller_args = List(Unicode(), config=True, help="Accepted, not used.").tag(to_dict=True)
     controller_launcher_class = AnyTrait(Controller, config=True, help="Accepted, not used.")
-    engine_launcher_class = AnyTrait(EngineSet, config=True, help="Accepted, not used.")
     delay = Float(0, config=True, help="Accepted, not used.").tag(to_dict=True)
     send_engines_connection_env = Bool(True, config=True, help="Accepted, not used.")
 
@@ -190,6 +197,8 @@ class Cluster(ClusterFile, LoggingConfigurable):
         kind = proposal.trait.name.partition("_")[0]
         ours = find_launcher_class("local", kind)
         named = proposal.value
+        if kind == "engine" and (named is MPIEngineSetLauncher or _names_mpi(named)):
+            return MPIEngineSetLauncher
         if isinstance(named, str) and not named.rpartition(".")[2].lower().startswith("local"):
             self.log.warning(
                 "%s=%r is not used: the %s backend starts the processes, on this machine.",
@@ -266,7 +275,9 @@ class Cluster(ClusterFile, LoggingConfigurable):
     def _attach(self, connection: Connection) -> None:
         self.controller = Controller(connection, Path(self.cluster_file), self.log)
         self.engines = {
-            engine_set_id: EngineSet(self.controller, engine_set_id, names)
+            engine_set_id: EngineSet(
+                self.controller, engine_set_id, names, connection.mpi.get(engine_set_id)
+            )
             for engine_set_id, names in connection.engines.items()
         }
 
@@ -392,13 +403,12 @@ class Cluster(ClusterFile, LoggingConfigurable):
             if engine_set_id is None:
                 engine_set_id = self._new_engine_set_id()
             self.log.info("Starting %s engines on %s", n, self.backend)
-            # none to start is said to no backend
-            names = (
-                result(backend.start_engines(n), "start engines", self._settings.start_timeout)
-                if n
-                else []
-            )
-            started = EngineSet(self._running, engine_set_id, list(names))
+            mpi = None
+            if self.engine_launcher_class is MPIEngineSetLauncher:
+                mpi = MPIEngineSetLauncher(config=self.config).parts()
+            started = EngineSet(self._running, engine_set_id, [], mpi)
+            if n:  # none to start is said to no backend
+                started.names = started.start(backend, n, self._settings.start_timeout)
             started.record()
             self.engines = {**self.engines, engine_set_id: started}
             return engine_set_id
@@ -569,10 +579,8 @@ class Cluster(ClusterFile, LoggingConfigurable):
                 up = {self._running.watch.engines[key].name for key in self._up(engine_set.names)}
                 dead = [name for name in engine_set.names if name not in up]
                 if dead:
-                    started = result(
-                        self._backend().start_engines(len(dead)),
-                        "start engines",
-                        self._settings.start_timeout,
+                    started = engine_set.start(
+                        self._backend(), len(dead), self._settings.start_timeout
                     )
                     engine_set.names = [name for name in engine_set.names if name in up]
                     engine_set.names += started
@@ -647,6 +655,12 @@ class Cluster(ClusterFile, LoggingConfigurable):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await asyncio.to_thread(self.__exit__, *exc_info)
+
+
+def _names_mpi(launcher: Any) -> bool:
+    """Whether that is one of ipyparallel's names of the launcher of MPI worlds."""
+    names = ("mpi", "mpiexec", "mpienginesetlauncher", "mpiexecenginesetlauncher")
+    return isinstance(launcher, str) and launcher.rpartition(".")[2].lower() in names
 
 
 def _ipython() -> Any:

@@ -84,6 +84,9 @@ class Connection:
         way to stop both.
     engines
         Names of the engines by engine set, as they were started.
+    mpi
+        By engine set whose engines are an MPI world: the command that starts its ranks, before
+        and after their number.
     """
 
     backend: str
@@ -96,6 +99,7 @@ class Connection:
     started: float = field(default_factory=time.time)
     dedicated: bool = False
     engines: dict[str, list[str]] = field(default_factory=dict)
+    mpi: dict[str, list[list[str]]] = field(default_factory=dict)
     version: int = VERSION
 
     @property

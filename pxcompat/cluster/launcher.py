@@ -27,6 +27,7 @@ from .. import backends
 from ..error import BackendError
 from ..protocol import Backend, Launched, LaunchSpec
 from .connection import Connection, StaleConnectionFile, read, remove, update, write
+from .mpi import MPIEngineSetLauncher, world_command
 from .watch import EngineWatch
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "LocalControllerLauncher",
     "LocalEngineSetLauncher",
     "LocalProcessLauncher",
+    "MPIEngineSetLauncher",
     "Plan",
     "find_launcher_class",
     "launch",
@@ -283,12 +285,22 @@ class EngineSet:
     names : list of str
         The engines' names: their uuids, or, of restarted ones, those of the first in their
         places.
+    mpi : list of list of str or None
+        Where they are an MPI world: the command that starts its ranks, before and after their
+        number.
     """
 
-    def __init__(self, controller: Controller, engine_set_id: str, names: list[str]) -> None:
+    def __init__(
+        self,
+        controller: Controller,
+        engine_set_id: str,
+        names: list[str],
+        mpi: list[list[str]] | None = None,
+    ) -> None:
         self.controller = controller
         self.engine_set_id = engine_set_id
         self.names = names
+        self.mpi = mpi
 
     def __repr__(self) -> str:
         return f"<EngineSet({self.engine_set_id!r}, n={self.n}, {self.state})>"
@@ -308,13 +320,39 @@ class EngineSet:
 
     def record(self) -> None:
         """Write the set into the connection file, for whoever looks from outside."""
-        self.controller.change_file(
-            lambda file: file.engines.update({self.engine_set_id: self.names})
-        )
+
+        def change(file: Connection) -> None:
+            file.engines[self.engine_set_id] = self.names
+            if self.mpi is not None:
+                file.mpi[self.engine_set_id] = self.mpi
+
+        self.controller.change_file(change)
 
     def forget(self) -> None:
         """Take the set out of the connection file."""
-        self.controller.change_file(lambda file: file.engines.pop(self.engine_set_id, None))
+
+        def change(file: Connection) -> None:
+            file.engines.pop(self.engine_set_id, None)
+            file.mpi.pop(self.engine_set_id, None)
+
+        self.controller.change_file(change)
+
+    def start(self, backend: Backend, n: int, timeout: float) -> list[str]:
+        """Have the backend start ``n`` engines of this kind; their names.
+
+        Raises
+        ------
+        BackendError
+            When it cannot.
+        """
+        if self.mpi is not None and not backend.capabilities.mpi:
+            raise BackendError(
+                f"engines of this {backend.name} cluster cannot be an MPI world, as pxcompat did"
+                " not start it: start one with Cluster(engines='mpi') or `pxcluster start"
+                " --engines=mpi`"
+            )
+        command = None if self.mpi is None else world_command(self.mpi, n)
+        return result(backend.start_engines(n, mpi=command), "start engines", timeout)
 
     def get_output(self, remove: bool = False) -> str:
         """The log files of these engines."""
@@ -329,16 +367,20 @@ LocalControllerLauncher = LocalProcessLauncher = Controller
 LocalEngineSetLauncher = EngineSet
 
 
-def find_launcher_class(name: str, kind: str = "engine") -> type[Controller] | type[EngineSet]:
+def find_launcher_class(
+    name: str, kind: str = "engine"
+) -> type[Controller] | type[EngineSet] | type[MPIEngineSetLauncher]:
     """The class that stands for ipyparallel's launcher of that name.
 
     Parameters
     ----------
     name : str
-        ``"local"``; processes are started by the backend.
+        ``"local"``; processes are started by the backend.  Of engines also ``"mpi"``.
     kind : str
         ``"controller"`` or ``"engine"``.
     """
+    if name.lower() == "mpi" and kind == "engine":
+        return MPIEngineSetLauncher
     if name.lower() != "local":
         raise ValueError(
             f"pxcompat has no launcher {name!r}: its backend starts the engines."

@@ -131,6 +131,8 @@ class Engine:
         self.aside: dict[str, Any] = {}
         #: how a client on this engine connects to the engine's own cluster
         self.home: dict[str, Any] | None = None
+        #: code to run in the namespace before the user's start-up files
+        self.prelude = ""
         #: folder on this host that goes with the cluster, if there is one
         self.folder: str | None = None
         #: this engine as a Jupyter kernel, once it is one
@@ -285,6 +287,8 @@ class Engine:
         set_current(self, process=self.own_process)
         try:
             with self._captured():
+                if self.prelude:
+                    exec(compile(self.prelude, "<prelude>", "exec"), self.shell.user_ns)
                 if self.own_process:
                     run_startup_files(self.shell, os.environ.get("PXCOMPAT_PROFILE_DIR"))
                 yield

@@ -165,7 +165,7 @@ def test_flags_without_a_meaning_are_warned_of(pxcluster: Command) -> None:
         "-n",
         "1",
         "--daemonize",
-        "--engines=MPI",
+        "--engines=Slurm",
         "--delay=3",
         "--nonsense",
         "3",
@@ -174,7 +174,7 @@ def test_flags_without_a_meaning_are_warned_of(pxcluster: Command) -> None:
         "--sqlitedb",
     )
     assert STARTED in err
-    for warned in ("'MPI'", "nonsense", "IPController", "--sqlitedb"):
+    for warned in ("'Slurm'", "nonsense", "IPController", "--sqlitedb"):
         assert re.search(f"WARNING.*{warned}", err), warned
     pxcluster("stop")
 

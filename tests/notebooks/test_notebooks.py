@@ -111,8 +111,9 @@ def run(python: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def running_cluster(run: Any, python: str, backend: str) -> Iterator[None]:
-    """Two engines under the profile ``example-shas``, started as a user would."""
+def running_cluster(run: Any, python: str, backend: str, tmp_path: Path) -> Iterator[None]:
+    """Two engines under the profile ``example-shas``, started as a user would; by the profile
+    they are an MPI world."""
 
     def pxcluster(*arguments: str) -> None:
         command = [python, "-m", "pxcompat.cluster", *arguments]
@@ -120,6 +121,9 @@ def running_cluster(run: Any, python: str, backend: str) -> Iterator[None]:
 
     command = ["start", "--daemonize", "-n", "2", "--backend", backend]
     pxcluster("create")
+    (config,) = (tmp_path / "ipython").glob("profile_example-shas/pxcompat_config.py")
+    with config.open("a") as file:
+        file.write("c.Cluster.engine_launcher_class = 'mpi'\n")
     pxcluster(*command)
     yield
     pxcluster("stop")
@@ -164,6 +168,9 @@ def test_attach(run: Any, running_cluster: None) -> None:
     shown = done.text("map_sync")
     assert "[stdout:0] hosts:" in shown
     assert f"squares: {[x**2 for x in range(32)]}" in shown
+    ranks = re.findall(r"\[stdout:(\d)\] \n*(\d): (sent|received) data", done.text("comm.Send"))
+    assert sorted(ranks) == [("0", "0", "sent"), ("1", "1", "received")]
+    assert sorted(re.findall(r"Out\[(\d):\d+\]: *3", done.text("allreduce"))) == ["0", "1"]
 
 
 def test_magics(run: Any) -> None:
@@ -274,11 +281,13 @@ def test_seed_basic_interface(run: Any) -> None:
 @needs_seeds
 def test_seed_hub_tutorial(run: Any, running_cluster: None) -> None:
     text = (SEEDS / "003_jupyterhub_tutorial.md").read_text()
-    cells = [
-        code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "mpi4py" not in code
-    ]
+    cells = re.findall(r"```python\n(.*?)```", text, re.S)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in cells])
     done = run(notebook, n=None)
     assert (done.code, done.errors()) == (0, []), done.printed
     assert "IDs: [0, 1]" in done.text("cluster.ids")
     assert "squares: [0, 1, 4" in done.text("map_sync")
+    shown = done.text("mpi4py")
+    sent, received = re.findall(r"[01]: \w+ data (?:to|from) [01]: \[(.*?)\]", shown, re.S)
+    assert sent == received
+    assert sorted(map(int, re.findall(r"\d+", sent))) == list(range(100))

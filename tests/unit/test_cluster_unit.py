@@ -62,6 +62,8 @@ class FakeLaunched:
         self.engines: dict[str, EngineInfo] = {}
         self.sinks: list[EventSink] = []
         self.signals: list[tuple[str, int]] = []
+        #: of each set of engines: the command of its MPI world
+        self.mpi: list[Sequence[str] | None] = []
         self.reason: str | None = None
         self.ids = itertools.count()
         self.numbers = itertools.count()
@@ -104,7 +106,7 @@ class FakeBackend:
     def __init__(self, cluster: FakeLaunched, info: Mapping[str, Any]) -> None:
         self.cluster = cluster
         self.info = info
-        self.capabilities = Capabilities()
+        self.capabilities = Capabilities(mpi=True)
         self.closed = False
 
     def open(self, sink: EventSink, *, timeout: float) -> None:
@@ -119,7 +121,8 @@ class FakeBackend:
             self.cluster.sinks.remove(self.sink)
             del self.sink
 
-    def start_engines(self, n: int) -> Future[list[str]]:
+    def start_engines(self, n: int, *, mpi: Sequence[str] | None = None) -> Future[list[str]]:
+        self.cluster.mpi.append(mpi)
         return done(self.cluster.start(n))
 
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
@@ -515,6 +518,47 @@ class TestCluster:
             cluster.restart_engines_sync()
         assert cluster.engine_ids(next(iter(cluster.engines))) == [0, 1]
 
+    @pytest.mark.parametrize(
+        "name", ["mpi", "MPI", "ipyparallel.cluster.launcher.MPIEngineSetLauncher"]
+    )
+    def test_an_mpi_world(self, provider: FakeProvider, name: str) -> None:
+        config = Config()
+        config.MPILauncher.mpi_cmd = ["srun", "--mpi=pmi2"]
+        config.MPIEngineSetLauncher.mpi_args = ["--exclusive"]
+        cluster = Cluster(
+            profile="p", n=3, engine_launcher_class=name, config=config, backend="fake"
+        )
+        assert cluster.engine_launcher_class is find_launcher_class("mpi")
+        try:
+            cluster.start_cluster_sync()
+            command = ["srun", "--mpi=pmi2", "-n", "3", "--exclusive"]
+            assert provider.launched[0].mpi == [command]
+            # whoever looks from outside knows what to replace dead engines by
+            other = Cluster.from_file(cluster.cluster_file)
+            other._stop_keys(list(provider.launched[0].engines))
+            other.restart_engines_sync()
+            assert provider.launched[0].mpi == [command, command]
+            other.start_engines_sync(1)
+            assert provider.launched[0].mpi[2] is None
+            other.stop_engines_sync()
+            assert connection.read(cluster.cluster_file).mpi == {}
+            other.controller.disconnect()
+            cluster._backend().capabilities = Capabilities()
+            with pytest.raises(BackendError, match="cannot be an MPI world"):
+                cluster.start_engines_sync(1)
+        finally:
+            cluster.stop_cluster_sync()
+
+    def test_the_profile_says_that_engines_are_an_mpi_world(
+        self, provider: FakeProvider, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "profile_p" / "pxcompat_config.py"
+        path.write_text("c.Cluster.engine_launcher_class = 'mpi'\nc.MPILauncher.mpi_args = ['-x']")
+        cluster = Cluster(profile="p", n=1, backend="fake")
+        cluster.start_cluster_sync()
+        assert provider.launched[0].mpi == [["mpiexec", "-n", "1", "-x"]]
+        cluster.stop_cluster_sync()
+
     def test_one_engine(self, provider: FakeProvider, cluster: Cluster) -> None:
         cluster.start_cluster_sync()
         cluster.signal_engine_sync(signal.SIGUSR1, 1)
@@ -779,7 +823,7 @@ class TestClusterConfiguration:
         local = Cluster(engines="local", controller="Local", profile="p")
         assert local.engine_launcher_class is EngineSet
         assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-        assert Cluster(engines="mpi", profile="p").engine_launcher_class is EngineSet
+        assert Cluster(engines="slurm", profile="p").engine_launcher_class is EngineSet
         with pytest.raises(TypeError, match="not both"):
             Cluster(engines="local", engine_launcher_class="mpi")
         with pytest.raises(ValueError, match="no launcher 'slurm'"):

@@ -29,7 +29,6 @@ LAUNCHERS = {
     "LocalControllerLauncher": "Controller",
     "LocalProcessLauncher": "Controller",
     "LocalEngineSetLauncher": "EngineSet",
-    "MPIEngineSetLauncher": "EngineSet",
     "SGEEngineSetLauncher": "EngineSet",
 }
 
