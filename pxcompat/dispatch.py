@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import itertools
 import logging
@@ -21,8 +22,10 @@ from typing import Any
 
 from . import serialize
 from .bounded import BoundedDict, BoundedList
+from .comms import relay
 from .display import ExecuteReply
 from .engine import calls
+from .engine.comms import hear
 from .engine.nested import NESTED, on_an_engine
 from .error import EngineDied, EngineError, TaskAborted, unwrap_exception
 from .futures import MessageFuture, Metadata
@@ -272,6 +275,7 @@ class Dispatcher:
         future = self.register("execute", label, key, header)
         if not silent:
             future.metadata["execute_input"] = code
+            future.context = contextvars.copy_context()
         content = {"code": code, "silent": silent, "store_history": store_history}
         request = Request(
             future.msg_id, "execute", label, content, header=self.header(future, header)
@@ -378,6 +382,9 @@ class Dispatcher:
             awaited = None
             if future is None and msg_id in self._awaited:
                 future, awaited = self._awaited[msg_id]
+        if event.type == "comm":
+            context = None if future is None else future.context
+            relay(event.content, self._tell_widget, context)
         if future is None:
             return  # output of a thread that outlived its request, for nobody
         if event.type == "error":
@@ -389,6 +396,16 @@ class Dispatcher:
             future.output_latch.set()
         else:
             future.outputs = event.seq + 1
+
+    def _tell_widget(self, key: str, *message: Any) -> None:
+        """Have an engine hear, in its turn, what a browser says to a widget of it."""
+        if self.lost is None and key in self.engines:
+            function, arguments = serialize.dumps(hear), serialize.dumps((message, {}))
+            header = {"client": self.session, "submitted": time.time()}
+            request = Request(
+                self.new_id(), "apply", "widget", {}, function, arguments, header=header
+            )
+            self.backend.send(key, [request])
 
     def reply(self, reply: Reply) -> None:
         with self.lock:

@@ -29,7 +29,7 @@ __all__ = [
 
 RED, NORMAL = "\033[0;31m", "\033[0m"
 
-#: a view of a widget whose model is in the engine's process, where no browser can ask for it
+#: a view of a widget; a browser can show it when its comm is relayed (see ``comms``)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 #: how many different texts of a stream a folded output shows before it hides the rest
 SHOWN = 10
@@ -218,8 +218,15 @@ def displayed(
 
 
 def _showable(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a browser can show of data from an engine: of a widget, its text."""
-    return {k: v for k, v in data.items() if k != WIDGET} if len(data) > 1 else dict(data)
+    """What can be shown here of data from an engine: of a widget nobody knows here, its text."""
+    if WIDGET not in data or len(data) == 1 or _is_known(data[WIDGET].get("model_id")):
+        return dict(data)
+    return {k: v for k, v in data.items() if k != WIDGET}
+
+
+def _is_known(comm_id: object) -> bool:
+    comm = sys.modules.get("comm")
+    return comm is not None and comm_id in comm.get_comm_manager().comms
 
 
 def _publish(content: Mapping[str, Any], engine: int | str | None) -> None:
@@ -378,7 +385,9 @@ def _result(request: Metadata) -> str:
 
 
 def _key(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, sort_keys=True, default=repr)
+    # each engine's widgets have ids of their own
+    alike = {k: v for k, v in data.items() if k != WIDGET}
+    return json.dumps(alike, sort_keys=True, default=repr)
 
 
 def _ids(requests: Iterable[Metadata]) -> list[int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import threading
 from collections.abc import Callable, Collection
@@ -249,6 +250,8 @@ class MessageFuture(Future[Any]):
         self.sent_latch = Latch()
         #: what must be kept until the reply: values held for the request by the backend
         self.held: Any = None
+        #: of a cell: where its widgets speak in, so that a kernel knows whose they are
+        self.context: contextvars.Context | None = None
         #: how many output events have arrived
         self.outputs = 0
         #: how many items of a map that runs are done, as far as the engine has said

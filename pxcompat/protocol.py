@@ -136,8 +136,10 @@ class OutputEvent:
         ``"update_display_data"`` and ``"execute_result"`` (Jupyter's message contents:
         ``data``, ``metadata``, ``transient``, ``execution_count``), ``"clear_output"``
         (``wait``), ``"progress"`` (``done``: items of a map so far), ``"error"``
-        (``ename``, ``evalue``, ``traceback``, ``engine_info``) and
-        ``"data"`` (``frames``: a pickled dict published with ``datapub``).
+        (``ename``, ``evalue``, ``traceback``, ``engine_info``),
+        ``"data"`` (``frames``: a pickled dict published with ``datapub``) and
+        ``"comm"`` (a widget's message: ``msg_type``, ``comm_id``, ``data``, ``metadata``,
+        ``buffers``; it may come when the request has ended).
     """
 
     seq: int

@@ -43,7 +43,7 @@ class Record:
 
     def add(self, event: OutputEvent) -> None:
         """Remember an output event, within :data:`OUTPUT_LIMIT`."""
-        if event.type == "progress":
+        if event.type in ("progress", "comm"):
             return  # of no interest afterwards
         size = sum(len(v) for v in event.content.values() if isinstance(v, str)) + 64
         if event.type not in ("stream", "clear_output"):

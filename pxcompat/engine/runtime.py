@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .. import serialize
 from ..protocol import Frames, OutputEvent, Reply, Request
 from ..serialize.pickling import loads_function
-from . import output_of_thread, set_current
+from . import comms, output_of_thread, set_current
 from .counting import counted
 from .failure import describe_failure
 from .interrupts import repeated
@@ -101,6 +101,8 @@ class Engine:
         self.id: int | None = None
         self.own_process = own_process
         self.shell: EngineShell = make_shell(is_main=own_process)
+        if own_process:
+            comms.install(self)
         self._queue: queue.SimpleQueue[_Task | Callable[[], None] | None] = queue.SimpleQueue()
         #: what came while nested requests alone could run (see ``nested``), first in turn now
         self._deferred: deque[_Task | Callable[[], None] | None] = deque()

@@ -77,6 +77,8 @@ class Notebook:
         self._client.start_channels()
         self._client.wait_for_ready(timeout=PATIENCE)
         self._cells: dict[str, Cell] = {}
+        #: what widgets have said, whatever cell they are of
+        self.widgets: list[dict[str, Any]] = []
 
     def start(self, code: str) -> Cell:
         """Send a cell."""
@@ -92,6 +94,8 @@ class Notebook:
                 message = self._client.get_iopub_msg(timeout=0.1)
             except Empty:
                 continue
+            if message["msg_type"].startswith("comm_"):
+                self.widgets.append(message)
             cell = self._cells.get(message["parent_header"].get("msg_id"))
             if cell is None:
                 continue
@@ -109,6 +113,12 @@ class Notebook:
     def interrupt(self) -> None:
         """Press the square button."""
         self._manager.interrupt_kernel()
+
+    def tell_widget(self, comm_id: str, data: dict[str, Any]) -> None:
+        """Say something to a widget, as the browser does when somebody moves it."""
+        content = {"comm_id": comm_id, "data": data}
+        message = self._client.session.msg("comm_msg", content)
+        self._client.shell_channel.send(message)
 
     def close(self) -> None:
         """End the kernel, and its engines with it."""

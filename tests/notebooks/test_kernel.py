@@ -137,13 +137,53 @@ def test_frames_of_an_animation_replace_each_other(notebook: Notebook) -> None:
     assert of_streams(cell.texts()) == ["[stdout:0] 4\n"]
 
 
-def test_widgets_come_as_text(notebook: Notebook) -> None:
-    cell = notebook.run("%%px -t 0\nimport ipywidgets\nipywidgets.IntSlider(3)")
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def said_by(notebook: Notebook, model: str) -> list[dict[str, Any]]:
+    """The states that a widget has told the browser of."""
+    messages = [m["content"] for m in notebook.widgets if m["content"]["comm_id"] == model]
+    return [content["data"].get("state", {}) for content in messages]
+
+
+def test_widgets_of_engines_are_live(notebook: Notebook) -> None:
+    cell = notebook.run("%%px -t 0\nimport ipywidgets\nslider = ipywidgets.IntSlider(3)\nslider")
     if "ModuleNotFoundError" in cell.all_text():
         pytest.skip("no ipywidgets in this environment")
-    (slider,) = cell.shown()
-    assert "IntSlider(value=3" in slider["data"]["text/plain"]
-    assert not any("widget-view" in kind for kind in slider["data"])
+    (shown,) = cell.shown()
+    model = shown["data"][VIEW]["model_id"]
+    assert "IntSlider(value=3" in shown["data"]["text/plain"]
+    opened = {c["comm_id"]: c["data"]["state"] for c in cell.contents("comm_open")}
+    assert opened[model]["value"] == 3
+
+    # the browser moves it, and the engine knows; the engine moves it, and the browser knows
+    history = notebook.run("len(rc.history)").texts()
+    notebook.tell_widget(model, {"method": "update", "state": {"value": 7}})
+    moved = notebook.run("%%px -t 0\nslider.value")
+    assert moved.texts()[0].endswith(": 7"), moved.all_text()
+    assert notebook.run("len(rc.history) - 1").texts() == history
+    notebook.run("%%px -t 0\nslider.value = 9")
+    assert {"value": 9} in said_by(notebook, model)
+
+    # also by a thread that outlives the cell that made it
+    notebook.run(
+        "%%px -t 0\nimport threading\ngo = threading.Event()\n"
+        "thread = threading.Thread(target=lambda: go.wait(60) and setattr(slider, 'value', 11))\n"
+        "thread.start()"
+    )
+    notebook.run("%%px -t 0\ngo.set(); thread.join(60)")
+    notebook.wait(lambda: {"value": 11} in said_by(notebook, model))
+
+
+def test_a_notebooks_bar_on_an_engine_moves(notebook: Notebook) -> None:
+    cell = notebook.run(
+        "%%px -t 0\nfrom tqdm.notebook import tqdm\nfor i in tqdm(range(20)): time.sleep(0.01)"
+    )
+    if "ModuleNotFoundError" in cell.all_text() or "IProgress not found" in cell.all_text():
+        pytest.skip("no ipywidgets in this environment")
+    assert any(VIEW in shown["data"] for shown in cell.shown())
+    states = [c["data"].get("state", {}) for c in cell.contents("comm_msg")]
+    assert any("20/20" in str(state.get("value")) for state in states)
 
 
 def test_plots(notebook: Notebook) -> None:
