@@ -74,6 +74,9 @@ def result_card(result: AsyncResult) -> str:
         engine = child.metadata["engine_id"]
         engine = target if engine is None else engine
         rows.append(("not placed" if engine is None else str(engine), *_outcome(child)))
+    if failed := [row for row in rows if row[1] == "failed"]:
+        others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        facts.append(("Failed", escape(failed[0][2] + others)))
     header = ("Engine", "State", "")
     if len(rows) > ROWS:
         counts = Counter(state for _, state, _ in rows)

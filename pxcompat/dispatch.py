@@ -394,7 +394,7 @@ class Dispatcher:
             with self.lock:
                 self._awaited.pop(msg_id, None)
             future.output_latch.set()
-        else:
+        elif event.seq >= 0:
             future.outputs = event.seq + 1
 
     def _tell_widget(self, key: str, *message: Any) -> None:

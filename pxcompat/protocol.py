@@ -130,7 +130,7 @@ class OutputEvent:
     Attributes
     ----------
     seq
-        Number of the event within its request, from 0.
+        Number of the event within its request, from 0; -1 when that had ended already.
     type
         ``"stream"`` (content ``name``, ``text``), ``"display_data"``,
         ``"update_display_data"`` and ``"execute_result"`` (Jupyter's message contents:

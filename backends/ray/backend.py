@@ -302,6 +302,9 @@ class RayBackend:
         self._end_if_idle()
 
     def _output(self, msg_id: str, event: OutputEvent) -> None:
+        if event.seq < 0:  # of a thread, or a widget, when its request has ended
+            self.sink.output(msg_id, event)
+            return
         state = self._outputs.setdefault(msg_id, _Output())
         state.early[event.seq] = event
         while state.next in state.early:
@@ -309,7 +312,7 @@ class RayBackend:
             state.next += 1
         if state.next == state.total:
             del self._outputs[msg_id]
-        elif len(self._outputs) > OUTPUTS:  # threads that print when their request has ended
+        elif len(self._outputs) > OUTPUTS:  # of engines that ended before their requests
             self._outputs.popitem(last=False)
 
     def _complete(self, reply: Reply) -> None:

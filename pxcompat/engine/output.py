@@ -38,6 +38,7 @@ class RequestOutput:
         self._text: list[str] = []
         self._size = 0
         self._noticed = False
+        self._ended = False
         self.count = 0
 
     def write(self, stream: str, text: str) -> None:
@@ -66,6 +67,13 @@ class RequestOutput:
             with uninterrupted(), self._lock:
                 self._send_text()
 
+    def end(self) -> int:
+        """The request has ended; how many events it had.  What comes now is not counted."""
+        with uninterrupted(), self._lock:
+            self._send_text()
+            self._ended = True
+            return self.count
+
     def _send_text(self) -> None:
         self._noticed = False
         if self._text:
@@ -75,6 +83,9 @@ class RequestOutput:
             self._emit("stream", {"name": self._stream, "text": text})
 
     def _emit(self, type: str, content: dict[str, Any]) -> None:
+        if self._ended:
+            self._send(OutputEvent(-1, type, content))
+            return
         event = OutputEvent(self.count, type, content)
         self.count += 1
         self._send(event)

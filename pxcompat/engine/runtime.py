@@ -389,9 +389,8 @@ class Engine:
             output.emit("error", reply.content)
         for drain in self._drain:
             drain()
-        output.flush()
+        reply.outputs = output.end()
         self.shell.output = None
-        reply.outputs = output.count
         reply.started = task.record.started
         reply.completed = time.time()
         if reply.status == "error" and request.kind == "execute" and not request.content["silent"]:
@@ -660,11 +659,12 @@ class Engine:
                 self._tasks[msg_id].origins.append(origin)
             description = record.describe(self.key)
             # under the lock, so that what comes next comes after
-            for event in events:
+            for number, event in enumerate(events):
+                if reply is not None:  # not all was remembered, or counted
+                    event = OutputEvent(number, event.type, event.content)
                 origin.output(msg_id, event)
         if reply is not None:
-            missing = reply.outputs - len(events)
-            if missing:  # not all of the output was remembered
+            if reply.outputs != len(events):
                 reply = Reply(**{n: getattr(reply, n) for n in reply.__dataclass_fields__})
                 reply.outputs = len(events)
             origin.reply(reply)

@@ -163,7 +163,7 @@ def test_widgets_of_engines_are_live(notebook: Notebook) -> None:
     assert moved.texts()[0].endswith(": 7"), moved.all_text()
     assert notebook.run("len(rc.history) - 1").texts() == history
     notebook.run("%%px -t 0\nslider.value = 9")
-    assert {"value": 9} in said_by(notebook, model)
+    notebook.wait(lambda: {"value": 9} in said_by(notebook, model))
 
     # also by a thread that outlives the cell that made it
     notebook.run(

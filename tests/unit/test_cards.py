@@ -87,11 +87,14 @@ def test_a_result(client: Any) -> None:
     requests[0].finish_value(1)
     requests[1].fail(RemoteError("ValueError", "a < b", "tb", {"engine_id": 1, "method": "apply"}))
     shown = text(result_card(result))
-    assert "Done 2 of 3" in shown
+    assert "Done 2 of 3" in shown and "Failed [1:apply] ValueError: a &lt; b Engines" in shown
     assert shown.endswith("0 finished 1 failed [1:apply] ValueError: a &lt; b 2 pending")
     requests[2].fail(EngineDied("Engine 2 died"))  # which answers nothing, and has no times
     shown = text(result_card(result))
-    assert shown.startswith("AsyncResult &lt;lambda&gt; failed Done 3 of 3 Engines")
+    assert shown.startswith(
+        "AsyncResult &lt;lambda&gt; failed Done 3 of 3"
+        " Failed [1:apply] ValueError: a &lt; b, and 1 more Engines"
+    )
     assert shown.endswith("2 failed [Engine Exception] EngineError: Engine 2 died")
 
 

@@ -496,6 +496,21 @@ def test_attaching_to_what_is_done(on):
     assert other.said == [said for said in on.me.said if said[0] == msg_id]
 
 
+def test_what_comes_after_the_end_is_not_counted(on):
+    """Of a widget, say: its messages are a request's output, and are not remembered."""
+    msg_id = on.execute("show(1)\noutput = get_ipython().output\noutput.emit('comm', {})\nshow(2)")
+    assert on.me.wait(msg_id).outputs == 3
+    on.names["output"].emit("comm", {})
+    on.names["output"].emit("display_data", {"data": {}})
+    assert [event.seq for event in on.me.outputs(msg_id)] == [0, 1, 2, -1, -1]
+    other = Recorder()
+    on.engine.attach(msg_id, other)
+    assert [(event.seq, event.type) for event in other.outputs(msg_id)] == [
+        (number, "display_data") for number in range(3)
+    ]
+    assert other.wait(msg_id).outputs == 3
+
+
 def test_attaching_to_what_runs(on):
     displayed, go_on = threading.Event(), threading.Event()
     on.names.update(displayed=displayed, go_on=go_on)
