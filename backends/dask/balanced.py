@@ -6,7 +6,8 @@ task's own result is None, and nobody holds on to it: the calls run also when th
 gone.
 
 How many calls a batch has follows from how long they took lately: some milliseconds of work.
-An engine that needs longer gives back those that it has not begun.  A call made while
+An engine that needs longer gives back those that it has not begun, also when it cannot begin
+because of something that the scheduler does not know of (see :mod:`.given`).  A call made while
 an engine is known to be idle is no task: it is *offered* to that engine, which refuses it if it
 is not idle after all.
 
@@ -25,7 +26,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from dask.base import annotate
 from distributed import fire_and_forget, get_worker
 
 from pxcompat.engine.nested import NESTED
@@ -56,9 +56,13 @@ FUNCTIONS = 1024
 GONE = "every engine that it was for is gone"
 
 
-def run(key: str, data: bytes) -> None:
-    """The Dask task: run calls on this worker's engine."""
-    get_worker().extensions["pxcompat"].run_batch(key, unpack(data))
+async def run(key: str, data: bytes) -> None:
+    """The Dask task: have this worker's engine run calls.
+
+    On the worker's event loop, as coroutines are: what waits for the engine's thread is here, and
+    can be given back.
+    """
+    await get_worker().extensions["pxcompat"].run_batch(key, unpack(data))
 
 
 class _Group:
@@ -224,18 +228,15 @@ class Submitter:
             wanted = set(candidates)
             addresses = [info.address for info in backend.engines() if info.key in wanted]
         keys = [batch.key for batch in batches]
-        # where the worker's own threads are not the engine's
-        annotations = {"executor": "pxcompat"} if backend.adopted else {}
-        with annotate(**annotations):
-            futures = backend.native.map(
-                run,
-                keys,
-                [pack(batch.requests) for batch in batches],
-                key=keys,
-                pure=False,
-                workers=addresses,
-                allow_other_workers=False,
-            )
+        futures = backend.native.map(
+            run,
+            keys,
+            [pack(batch.requests) for batch in batches],
+            key=keys,
+            pure=False,
+            workers=addresses,
+            allow_other_workers=False,
+        )
         fire_and_forget(futures)
         for batch in batches:
             for request in batch.requests:
@@ -278,8 +279,8 @@ class Submitter:
                 batch = self._leave(msg_id)
                 if batch is None:
                     continue  # it was cancelled
-                if batch.engine is None and batch.kind not in self._durations:
-                    self._measure(batch.kind, WORK)
+                if batch.kind not in self._durations and not self._begun.isdisjoint(batch.left):
+                    self._measure(batch.kind, WORK)  # another of them takes long
                 request = next(r for r in batch.requests if r.msg_id == msg_id)
                 request.header.pop("offered", None)
                 self._group(request, batch.candidates).requests.append(request)

@@ -9,7 +9,7 @@ import signal
 import threading
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 
 from .channel import Channel, ChannelClosed
 from .collections import serve_aside
+from .given import Given
 from .ledger import Ledger
 from .objects import Shelf
 from .observed import Observed
@@ -41,10 +42,6 @@ __all__ = ["EnginePlugin", "EngineThreadPoolExecutor", "Service"]
 
 #: messages kept for a client whose balanced call is here before its channel is
 BACKLOG = 10_000
-#: seconds after which a client is told which call of a batch runs
-MOMENT = 0.01
-#: seconds that a batch of balanced calls may take before what it has not begun is given back
-PATIENCE = 0.05
 #: seconds for an engine to fetch a blob from another
 FETCH_TIMEOUT = 60
 #: seconds that an adopted worker's engine has to end when it is told to
@@ -158,10 +155,11 @@ class Service:
         engine.keep = kept
         self.loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        #: the latest batch of balanced calls
-        self.watch: _Watch | None = None
+        #: balanced calls that are here
+        self.given: set[Given] = set()
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
         self._channels: set[Channel] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._blobs: dict[str, Frames] = {}
         self._arrivals: dict[str, asyncio.Event] = {}
         self._dropped: deque[str] = deque(maxlen=1024)
@@ -189,6 +187,8 @@ class Service:
         for name in ("engine", "blob", "take", "aside", "signal", "stop"):
             self.worker.handlers.pop(f"pxcompat_{name}", None)
         self._observed.remove()
+        for given in self.given:
+            given.give_back()
         await asyncio.gather(*(channel.finish(1) for channel in list(self._channels)))
 
     def peer(self, client: str) -> _Peer:
@@ -226,7 +226,7 @@ class Service:
                 return None
             if request.kind == "apply" and None in (request.function, request.arguments):
                 gone = LookupError("the memory that it was in is gone")
-                peer.reply(self._unresolved(request, gone))
+                peer.reply(self.unresolved(request, gone))
                 return None
             if isinstance(request.function, Blob) or isinstance(request.arguments, Blob):
                 return self._submit_with_blobs(request, peer)
@@ -234,7 +234,7 @@ class Service:
         elif kind == "offer":
             if self.engine.idle:
                 request = unpack_request(message)
-                self.engine.call(lambda: self.run_batch(request.msg_id, [request]))
+                Given(self, request.msg_id, [request]).queue()
             else:
                 channel.send(("returned", [message[1]]))
         elif kind == "ask":
@@ -255,8 +255,8 @@ class Service:
 
     def _answer(self, call_id: int, question: str, args: dict[str, Any], peer: _Peer) -> Message:
         engine = self.engine
-        if self.watch is not None:
-            self.watch.say()  # before the answer, which may say that it runs
+        for given in self.given:
+            given.say()  # before the answer, which may say that it runs
         try:
             if question == "cancel":
                 value: Any = engine.cancel(args["msg_ids"])
@@ -294,43 +294,17 @@ class Service:
         """End the engine after what is queued."""
         self.engine.stop()
 
-    # -- balanced calls, on the engine's thread ------------------------------------
+    # -- balanced calls ------------------------------------------------------------
 
-    def run_batch(self, key: str, requests: list[Request]) -> None:
-        """Run calls that were given to this engine together."""
-        with self.engine.uninterrupted():
-            self._run_batch(key, requests)
+    async def run_batch(self, key: str, requests: list[Request]) -> None:
+        """Run calls that were given to this engine together; returns when it wants more."""
+        await Given(self, key, requests).as_task()
 
-    def _run_batch(self, key: str, requests: list[Request]) -> None:
-        peer = self.peer(requests[0].header["client"])
-        watch = _Watch(self, peer, requests)
-        self.loop.call_soon_threadsafe(watch.start)
-        numbers = {request.msg_id: n for n, request in enumerate(requests, 1)}
-        ready = [request for request in requests if self._resolved(request, peer)]
-        ledger = self.ledger
-        if ledger is not None:
-            ledger.open(key)
-
-        def before(msg_id: str) -> None:
-            if ledger is not None:
-                ledger.begin(numbers[msg_id])
-            else:
-                peer.started(msg_id)
-
-        try:
-            self.engine.run_batch(ready, peer, before)
-        finally:
-            watch.done = True
-
-    def _resolved(self, request: Request, peer: _Peer) -> bool:
-        if isinstance(request.function, Blob) or isinstance(request.arguments, Blob):
-            fetching = asyncio.run_coroutine_threadsafe(self.resolve(request), self.loop)
-            try:
-                fetching.result()
-            except Exception as error:
-                peer.reply(self._unresolved(request, error))
-                return False
-        return True
+    def background(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run something beside all else, on the loop."""
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # -- blobs -------------------------------------------------------------------
 
@@ -338,11 +312,12 @@ class Service:
         try:
             await self.resolve(request)
         except Exception as error:
-            peer.reply(self._unresolved(request, error))
+            peer.reply(self.unresolved(request, error))
         else:
             self.engine.submit(request, peer)
 
-    def _unresolved(self, request: Request, error: Exception) -> Reply:
+    def unresolved(self, request: Request, error: Exception) -> Reply:
+        """The reply to a request whose arguments cannot be had."""
         content = {
             "ename": "EngineError",
             "evalue": f"could not fetch the arguments: {error}",
@@ -404,41 +379,6 @@ class Service:
             return None
         shared = isinstance(comm, InProc)
         return Serialized({}, [bytearray(f) for f in frames] if shared else list(frames))
-
-
-class _Watch:
-    """Balanced calls that an engine was given together, watched from the loop."""
-
-    def __init__(self, service: Service, peer: _Peer, requests: list[Request]) -> None:
-        self._service = service
-        self._peer = peer
-        self._ids = dict.fromkeys(request.msg_id for request in requests)
-        self._told: str | None = None
-        self.done = False
-
-    def start(self) -> None:
-        """Look again and again, until they are done."""
-        self._service.watch = self
-        self._service.loop.call_later(MOMENT, self._look, False)
-
-    def say(self) -> None:
-        """Tell the client what runs, if it does not know yet."""
-        running = self._service.engine.running
-        if running in self._ids and running != self._told and not self.done:
-            self._told = running
-            if self._peer.connected:
-                self._peer.tell(("started", running))
-
-    def _look(self, patient: bool) -> None:
-        """When it takes long: say what runs, and give back what does not, for others to do."""
-        if self.done:
-            return
-        self.say()
-        if patient and self._peer.connected:
-            back = self._service.engine.give_back(list(self._ids))
-            if back:
-                self._peer.tell(("returned", back))
-        self._service.loop.call_later(PATIENCE, self._look, True)
 
 
 class EnginePlugin(WorkerPlugin):

@@ -707,7 +707,7 @@ class RayBackend:
         """Whether an engine has been at one request for long."""
         return bool(engine.sent) and time.monotonic() - engine.moved > ANNOUNCE
 
-    def release(self, engine: _Engine, msg_ids: Sequence[str]) -> Future[list[str]]:
+    def take_back(self, engine: _Engine, msg_ids: Sequence[str]) -> Future[list[str]]:
         """Have an engine give back requests that it has not begun; which it does."""
         released: Future[list[str]] = Future()
         with self._lock:
@@ -722,7 +722,7 @@ class RayBackend:
                     engine.announced.discard(msg_id)
             released.set_result(back)
 
-        asked = self.control(engine.info.key, "release", {"msg_ids": list(msg_ids)})
+        asked = self.control(engine.info.key, "give_back", {"msg_ids": list(msg_ids)})
         asked.add_done_callback(take)
         return released
 

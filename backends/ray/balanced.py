@@ -133,7 +133,7 @@ class Placer:
             with self._lock:
                 behind = [m for m in behind if m in self._placed and self._placed[m][0] == key]
             if behind:
-                released = backend.release(engine, behind)
+                released = backend.take_back(engine, behind)
                 released.add_done_callback(functools.partial(self._taken_back, key))
         return bool(self._placed)
 

@@ -222,8 +222,10 @@ class EngineActor:
         engine.announce([unpack_request(head) for head in args.pop("announced", ())], origin)
         if question == "cancel":
             return engine.cancel(args["msg_ids"])
-        if question == "release":
-            return engine.release([m for m in args["msg_ids"] if m not in self._begun])
+        if question == "give_back":
+            return engine.give_back(
+                [m for m in args["msg_ids"] if m not in self._begun], coming=True
+            )
         if question == "status":
             return engine.status()
         if question == "query":

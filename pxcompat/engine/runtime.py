@@ -34,7 +34,7 @@ from .shell import EngineShell, make_shell, run_startup_files
 if TYPE_CHECKING:
     from .console import Console
 
-__all__ = ["Engine", "Origin"]
+__all__ = ["Admitted", "Engine", "Origin"]
 
 log = logging.getLogger("pxcompat.engine")
 
@@ -72,6 +72,10 @@ class _Task:
         self.origins = [origin]
         self.record = record
         self.state = "queued"  # then "running"; or "done" at once, when cancelled
+
+
+#: the msg_id of a request that was taken on, and its task unless it was refused
+Admitted = tuple[str, "_Task | None"]
 
 
 class Engine:
@@ -157,41 +161,61 @@ class Engine:
             origin.started(request.msg_id)
             self._run(task)
 
-    def run_batch(
-        self, requests: Sequence[Request], origin: Origin, before: Callable[[str], None]
-    ) -> None:
-        """Run requests one after the other, as a backend gave them; on the engine's thread.
+    def admit(self, requests: Sequence[Request], origin: Origin) -> list[Admitted]:
+        """Take on requests, as queued, that :meth:`run_batch` is to run.  Thread-safe."""
+        return [(request.msg_id, self._admit(request, origin)) for request in requests]
+
+    def run_batch(self, admitted: Sequence[Admitted], before: Callable[[str], None]) -> None:
+        """Run what was admitted, one after the other; on the engine's thread.
 
         ``before(msg_id)`` is called for each before it begins: also for those that are not
-        begun because they were cancelled or released meanwhile.
+        begun because they were cancelled or given back meanwhile.
         """
-        tasks = [self._admit(request, origin) for request in requests]
         self._calling = False  # requests count for themselves: with its last reply it is idle
-        for request, task in zip(requests, tasks, strict=True):
-            before(request.msg_id)
+        for msg_id, task in admitted:
+            before(msg_id)
             if task is not None:
                 self._run(task)
 
-    def give_back(self, msg_ids: Sequence[str]) -> list[str]:
-        """Take back requests that have not begun; as if they had never come.  Thread-safe.
+    def give_back(self, msg_ids: Sequence[str], *, coming: bool = False) -> list[str]:
+        """Let go of requests that have not begun, for others to run.  Thread-safe.
+
+        Parameters
+        ----------
+        coming : bool
+            Also those that are not here yet: they are refused, once, when they come.
 
         Returns
         -------
         list of str
-            Those that are taken back, and will not run here.
+            Those that will not run here.
         """
-        released = []
+        given = []
         with self._lock:
             for msg_id in msg_ids:
                 task = self._tasks.get(msg_id)
-                if task is not None and task.state == "queued" and not task.announced:
+                if task is None:
+                    if not coming or msg_id in self._records:
+                        continue
+                    self._refuse(msg_id)
+                elif task.state != "queued":
+                    continue
+                else:
+                    if task.announced:
+                        self._refuse(msg_id)
                     task.state = "done"
                     del self._tasks[msg_id]
                     self._records.drop(msg_id)
                     if task.origins[1:]:  # other clients, who wait for it wherever it goes
                         self._expected[msg_id] = task.origins[1:]
-                    released.append(msg_id)
-        return released
+                given.append(msg_id)
+        return given
+
+    def _refuse(self, msg_id: str) -> None:
+        """Have a request answered with "aborted" when it comes."""
+        self._refused[msg_id] = None
+        while len(self._refused) > REFUSED_LIMIT:
+            self._refused.popitem(last=False)
 
     @property
     def idle(self) -> bool:
@@ -203,6 +227,12 @@ class Engine:
         """The msg_id of what runs."""
         task = self._running
         return None if task is None else task.request.msg_id
+
+    @property
+    def running_for(self) -> float:
+        """Seconds since what runs began; 0 when nothing does."""
+        task = self._running
+        return 0.0 if task is None else time.time() - (task.record.started or time.time())
 
     def _admit(self, request: Request, origin: Origin) -> _Task | None:
         """Take a request on, or answer one that was cancelled before it came."""
@@ -545,38 +575,18 @@ class Engine:
                     task.state = "done"
                     cancelled.append(task)
                     if task.announced:
-                        self._refused[msg_id] = None
+                        self._refuse(msg_id)
                     answer["cancelled"].append(msg_id)
                 elif task is not None:
                     answer["running"].append(msg_id)
                 elif msg_id in self._records:
                     answer["done"].append(msg_id)
                 else:
-                    self._refused[msg_id] = None
+                    self._refuse(msg_id)
                     answer["refused"].append(msg_id)
-            while len(self._refused) > REFUSED_LIMIT:
-                self._refused.popitem(last=False)
         for task in cancelled:
             self._finish(task, Reply(task.request.msg_id, "aborted", self.key))
         return answer
-
-    def release(self, msg_ids: Sequence[str]) -> list[str]:
-        """Give back requests that have not begun, for others to run; which.
-
-        For backends that keep them: the requests are refused when they come.
-        """
-        released = []
-        with self._lock:
-            for msg_id in msg_ids:
-                task = self._tasks.get(msg_id)
-                if task is None and msg_id not in self._records:
-                    released.append(msg_id)
-                elif task is not None and task.announced:
-                    del self._tasks[msg_id]
-                    self._records.drop(msg_id)
-                    released.append(msg_id)
-            self._refused.update(dict.fromkeys(released))
-        return released
 
     def status(self) -> dict[str, Any]:
         """How busy the engine is: ids of queued requests and of the running one, and the

@@ -81,6 +81,24 @@ def test_one_slow_call_among_many_short_ones_holds_nobody_back(
     assert next(results) == 150
 
 
+@pytest.mark.parametrize("balanced", [True, False])
+def test_nothing_waits_behind_a_long_call_while_an_engine_is_idle(
+    rc: ipp.Client, lbv: ipp.LoadBalancedView, tmp_path: Any, balanced: bool
+) -> None:
+    go = tmp_path / "go"
+    where = lbv if balanced else rc[rc.ids[0]]
+    held = where.apply_async(hold, str(go))
+    try:
+        for n in range(3):  # those of the first are not known to be short
+            others = [lbv.map_async(lambda x: x, range(10 + n)) for _ in range(3)]
+            for ar in others:
+                assert ar.get(PATIENCE) == list(range(10 + n))
+        assert not held.ready()
+    finally:
+        go.touch()
+    held.get(PATIENCE)
+
+
 def test_each_runs_once_however_they_are_placed(
     lbv: ipp.LoadBalancedView, rc: ipp.Client, tmp_path: Any
 ) -> None:

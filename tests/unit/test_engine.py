@@ -399,7 +399,7 @@ def test_what_is_on_its_way_can_be_given_back_and_is_refused_once(on):
     done = on.execute("1", silent=True)
     on.me.wait(done)
     ids = [coming.msg_id, announced.msg_id]
-    assert on.engine.release([done, *ids]) == ids
+    assert on.engine.give_back([done, *ids], coming=True) == ids
     assert on.engine.status()["queue"] == []
     for request in (coming, announced):
         on.engine.submit(request, on.me)
