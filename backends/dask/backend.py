@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import functools
 import itertools
@@ -319,6 +320,9 @@ class DaskBackend:
         if self._interval is None:
             self._interval = stream.interval
         stream.interval = 0  # see Registry.add_worker
+        if self._owns_client:
+            # its last messages, kept for debugging: with the arguments of thousands of calls
+            stream.recent_message_log = collections.deque(maxlen=0)
         self._registry = _Line(self, "the cluster's registry")
         self._known: asyncio.Event = asyncio.Event()
         self._news: asyncio.Condition = asyncio.Condition()

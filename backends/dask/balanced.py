@@ -44,12 +44,14 @@ log = logging.getLogger("pxcompat.dask")
 #: requests with more bytes than this leave their arguments with an engine, not the scheduler
 LARGE = 1 << 20
 #: seconds of work that a batch should be, and what a call costs beside its own work
-WORK = 0.02
+WORK = 0.05
 OVERHEAD = 0.0001
 #: calls in a batch at most
 MOST = 128
 #: seconds to wait for the first of calls that nobody has measured yet
-UNKNOWN = 0.025
+UNKNOWN = 0.1
+#: calls that are measured before all that wait are made batches of
+SAMPLES = 10
 #: functions whose durations are remembered
 FUNCTIONS = 1024
 
@@ -92,7 +94,8 @@ class Submitter:
         self._silent: deque[str] = deque(maxlen=64)
         #: calls that are known to have begun
         self._begun: set[str] = set()
-        self._durations: OrderedDict[Any, float] = OrderedDict()
+        #: by kind of call: seconds that one takes, and how many were measured
+        self._durations: OrderedDict[Any, tuple[float, int]] = OrderedDict()
         self._numbers = itertools.count()
         self._closed = False
 
@@ -157,6 +160,7 @@ class Submitter:
             if not batch.left:
                 del self._batches[batch.key]
                 self._scheduled -= batch.engine is None
+                self._flush_soon()
         return batch
 
     def _flush_soon(self) -> None:
@@ -191,9 +195,9 @@ class Submitter:
         function, candidates = kind
         waiting = group.requests
         engines = len(candidates or self._backend._engines) or 1
-        duration = self._durations.get(function)
+        measured = self._durations.get(function)
         room = len(waiting)
-        if duration is None:
+        if measured is None:
             size = 1
             if everything or (group.deadline is not None and now >= group.deadline):
                 pass  # they take long: one each
@@ -206,7 +210,11 @@ class Submitter:
             else:
                 room = 0
         else:
+            duration, count = measured
             size = max(1, min(MOST, int(WORK / (duration + OVERHEAD))))
+            if count < SAMPLES and duration < 4 * WORK and not everything:
+                # the first may have taken longer than others will
+                room = max(SAMPLES, 2 * engines)
         batches = []
         while waiting and room > 0:
             # the last ones smaller, so that the engines end together
@@ -254,15 +262,18 @@ class Submitter:
                 self._measure(batch.kind, max(0.0, reply.completed - reply.started))
 
     def _measure(self, kind: Any, took: float) -> None:
-        before = self._durations.get(kind)
-        if before is None:
-            self._durations[kind] = took
+        if kind not in self._durations:
+            self._durations[kind] = took, 1
             while len(self._durations) > FUNCTIONS:
                 self._durations.popitem(last=False)
             self._flush_soon()
-        else:
-            # one that takes very long says little of the others
-            self._durations[kind] = 0.8 * before + 0.2 * min(took, 10 * before + WORK)
+            return
+        before, count = self._durations[kind]
+        # one that takes very long says little of the others
+        now = 0.8 * before + 0.2 * min(took, 4 * before + WORK / 10)
+        self._durations[kind] = now, count + 1
+        if count + 1 == SAMPLES:
+            self._flush_soon()
 
     def began(self, msg_id: str) -> bool:
         """An engine says that a call has begun; whether it is one of ours."""
@@ -305,6 +316,8 @@ class Submitter:
                     for request in batch.requests[:count]:
                         if request.msg_id in batch.left:
                             self._began_on(request.msg_id, key)
+                    # its task may have ended: the scheduler would not say that it is lost
+                    self.returned([m for m in batch.left if m not in self._begun])
             for batch in [b for b in self._batches.values() if b.engine == key]:
                 if begun is None:
                     for msg_id in batch.left:

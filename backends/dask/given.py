@@ -5,8 +5,8 @@ thread.  Output and replies go to their client as they come.  The client is told
 happens to those that take long: which of them runs, and which will not run here after all.
 These it has placed again.
 
-To the scheduler the task goes on until its last call has ended; or has begun, where the others
-have shown that they are short: the engine has its next batch before it is done with this one.
+To the scheduler the task ends a few milliseconds before its last call, where the calls have
+shown that they are short: the engine has its next batch before it is done with this one.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ __all__ = ["Given"]
 
 #: seconds after which a client is told which call of a batch runs
 MOMENT = 0.01
-#: seconds that they may take before what has not begun is given back
+#: seconds that one of them may take before what has not begun is given back
 PATIENCE = 0.05
-#: seconds that calls take on average, at most, when the next ones are to be here before the
-#: last has ended
-SHORT = 0.02
+#: seconds from which on a batch has more work in it than it was meant to have
+MUCH = 0.15
+#: seconds of work that are left of a batch when the engine wants the next
+AHEAD = 0.01
 
 
 class Given:
@@ -60,6 +61,8 @@ class Given:
         #: the context of the Dask task, if it is one
         self._task: contextvars.Context | None = None
         self._released: asyncio.Future[None] = service.loop.create_future()
+        #: whether the engine has been said to have room for more
+        self._asked = False
         self._told: str | None = None
         self._began = 0.0
         #: no call is left that could begin or be running
@@ -135,14 +138,14 @@ class Given:
             ledger.begin(number)
         else:
             self._peer.started(msg_id)
-        others = number - 1
-        if (
-            others
-            and number == len(self._numbers)
-            and time.monotonic() - self._began < SHORT * others
-            and self._task is not None
-        ):
-            self._service.loop.call_soon_threadsafe(self._release)
+        if self._task is not None and not self._asked and number > 1:
+            each = (time.monotonic() - self._began) / (number - 1)
+            left = len(self._numbers) - number + 1
+            # without a ledger nobody knew, were this process to end, what had not begun of a
+            # task that has ended
+            if each * left <= AHEAD and (ledger is not None or left == 1):
+                self._asked = True
+                self._service.loop.call_soon_threadsafe(self._release)
 
     # -- on the loop -------------------------------------------------------------------
 
@@ -166,12 +169,15 @@ class Given:
 
     def _due(self) -> bool:
         """Whether what has not begun had better be done elsewhere."""
-        if self._began:
+        if self._engine.running_for > PATIENCE:
             return True
+        if self._began:
+            return time.monotonic() - self._began > MUCH
         running = self._engine.running
-        # other batches come to their end, unless one of their calls takes long
-        known = running is None or any(running in given._numbers for given in self._service.given)
-        return not known or self._engine.running_for > PATIENCE
+        # other batches come to their end
+        return running is not None and not any(
+            running in given._numbers for given in self._service.given
+        )
 
     def _look(self, patient: bool) -> None:
         if self._done:
@@ -180,4 +186,4 @@ class Given:
         self.say()
         if patient and self._due():
             self.give_back()
-        self._service.loop.call_later(PATIENCE, self._look, True)
+        self._service.loop.call_later(PATIENCE / 2, self._look, True)

@@ -22,7 +22,7 @@ from .wire import StoredFrames, pack_request, size
 __all__ = ["AHEAD", "Call", "Outbox", "Pace"]
 
 #: seconds of work that share a call at most
-AHEAD = 0.01
+AHEAD = 0.04
 #: seconds that a request takes at least, with all that is done for it
 LEAST = 1e-4
 #: requests that share a call at most, and bytes of their arguments
