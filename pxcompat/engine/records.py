@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -175,12 +176,13 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "$lte": lambda a, b: a is not None and b is not None and a <= b,
     "$gte": lambda a, b: a is not None and b is not None and a >= b,
     "$in": lambda a, b: a in b,
-    "$nin": lambda a, b: a is not None and a not in b,
+    "$nin": lambda a, b: a not in b,
     "$all": lambda a, b: all(item in a for item in b),
     "$and": lambda a, b: all(_passes(a, test) for test in b),
     "$or": lambda a, b: any(_passes(a, test) for test in b),
     "$mod": lambda a, b: a % b[0] == b[1],
     "$exists": lambda a, b: (a is not None) == bool(b),
+    "$glob": lambda a, b: a is not None and fnmatch.fnmatch(a, b),
 }
 
 
@@ -214,7 +216,7 @@ def matches(row: Mapping[str, Any], query: Mapping[str, Any]) -> bool:
     ----------
     query : dict
         Key to value, or to a dict of operators: ``$lt $lte $gt $gte $ne $eq $in $nin $all
-        $and $or $mod $exists``.
+        $and $or $mod $exists $glob``.
 
     Raises
     ------

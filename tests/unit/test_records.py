@@ -168,7 +168,9 @@ def test_what_is_missing_is_none():
     row = {"n": None}
     for operator in ("$lt", "$lte", "$gt", "$gte"):
         assert not matches(row, {"n": {operator: 0}})
-    assert not matches(row, {"unknown": {"$nin": [""]}})
+    assert matches(row, {"unknown": {"$nin": [""]}})
+    assert not matches(row, {"unknown": {"$glob": "*"}})
+    assert matches({"msg_id": "ab_1"}, {"msg_id": {"$glob": "ab_*"}})
     assert matches(row, {"unknown": None, "n": {"$exists": False}})
 
 
