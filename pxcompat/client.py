@@ -97,7 +97,8 @@ class Client(Work):
         msg_ids of what has no reply yet.
     results, metadata : dict
         Results and metadata, by msg_id, of requests whose AsyncResult is gone or does
-        not own them.  Bounded: 1,024 results, 1 GB.
+        not own them.  Bounded: 1,024 results, 1 GB (``PXCOMPAT_MAX_RESULTS``,
+        ``PXCOMPAT_MAX_RESULT_BYTES``).
     profile, cluster_id : str
         The names of the cluster.
     cluster : Cluster or None
@@ -110,6 +111,8 @@ class Client(Work):
         When the cluster does not answer; names the stage.
     pxcompat.error.BackendError
         When engines cannot be started.
+    TypeError
+        For an option that no backend has.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Client:
@@ -158,6 +161,8 @@ class Client(Work):
             **options,
         )
         self._lease = lease
+        remembered = self._dispatcher.results.futures
+        remembered.max_count, remembered.max_bytes = lease.max_results, lease.max_result_bytes
         #: whether arrays that are pushed are copied, where nothing is said
         self._copy = lease.copy
         self.profile = lease.profile

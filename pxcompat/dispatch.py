@@ -52,6 +52,7 @@ class Results(MutableMapping[str, Any]):
     """
 
     def __init__(self) -> None:
+        #: the bounds are settings of the client
         self.futures: BoundedDict[MessageFuture] = BoundedDict(MAX_RESULTS, MAX_RESULT_BYTES)
 
     def __getitem__(self, msg_id: str) -> Any:

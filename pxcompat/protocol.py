@@ -490,6 +490,8 @@ class Provider(Protocol):
     ``pxcompat.backends.<name>``, imported when it is chosen."""
 
     name: str
+    #: names of its own settings: what ``c.<Name>Backend`` may set, and further keywords of a Client
+    options: Sequence[str]
 
     def launch(self, spec: LaunchSpec, *, timeout: float) -> Launched:
         """Start a controller and ``spec.n`` engines as children of this process.

@@ -11,16 +11,25 @@ from pxcompat.error import BackendError
 from pxcompat.protocol import Backend, LaunchSpec
 
 from ..controlled import LaunchedCluster, start
+from ..options import check
 
 __all__ = ["DaskProvider", "provider"]
+
+
+#: settings of a cluster that is started
+STARTING = ("tls", "port", "dashboard_address", "engine")
+#: settings for one that somebody else runs
+ADOPTING = ("upload", "security", "security_object")
 
 
 class DaskProvider:
     """The Dask backend's :class:`pxcompat.protocol.Provider`."""
 
     name = "dask"
+    options = (*STARTING, *ADOPTING)
 
     def launch(self, spec: LaunchSpec, *, timeout: float = 30) -> LaunchedCluster:
+        check("Dask", spec.options, self.options)
         if not hasattr(os, "fork"):
             raise BackendError(
                 "local Dask engines need a system with fork (Linux, macOS); start the cluster "
@@ -41,6 +50,7 @@ class DaskProvider:
         return DaskBackend(info)
 
     def adopt(self, target: Any, *, n: int | None = None, **options: Any) -> Backend | None:
+        check("Dask", options, self.options)
         if target is None:
             return None  # a Dask client is often one of many in a process: it has to be given
         if isinstance(target, str):

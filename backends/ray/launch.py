@@ -11,8 +11,9 @@ from pxcompat.error import ConnectionFileError
 from pxcompat.protocol import Backend, LaunchSpec
 
 from ..controlled import LaunchedCluster, start
+from ..options import check
 from . import session
-from .order import check_options
+from .order import OPTIONS
 
 __all__ = ["RayProvider", "provider"]
 
@@ -42,9 +43,10 @@ class RayProvider:
     """
 
     name = "ray"
+    options = OPTIONS
 
     def launch(self, spec: LaunchSpec, *, timeout: float = 60) -> LaunchedCluster:
-        check_options(spec.options)
+        check("Ray", spec.options, OPTIONS)
         environ: dict[str, str] = {}
         if not spec.options.get("address"):
             session.prepare_head(environ, spec.host)
@@ -82,7 +84,7 @@ class RayProvider:
             address = _address_of(target)
         if address is None:
             return None
-        check_options(options)
+        check("Ray", options, OPTIONS)
         return self.connect(
             {
                 "backend": "ray",

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from typing import Any
 
-from pxcompat.error import BackendError
-
-__all__ = ["PATIENCE", "check_options", "registry_order"]
+__all__ = ["OPTIONS", "PATIENCE", "registry_order"]
 
 #: seconds for Ray to find a place for an engine
 PATIENCE = 30
@@ -16,17 +12,6 @@ PATIENCE = 30
 ACTOR = ("num_cpus", "num_gpus", "resources", "runtime_env", "scheduling_strategy")
 #: all options of the backend
 OPTIONS = (*ACTOR, "patience", "address", "namespace", "init", "engine")
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise BackendError for an option that there is not."""
-    for name in options:
-        if name not in OPTIONS:
-            close = difflib.get_close_matches(name, OPTIONS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise BackendError(
-                f"the Ray backend has no option {name!r}{hint}; there are {', '.join(OPTIONS)}"
-            )
 
 
 def registry_order(

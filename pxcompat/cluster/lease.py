@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import inspect
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +54,8 @@ class Lease:
         Whether progress bars are wanted.
     copy : bool
         Whether arrays that are pushed are copied where nothing is said.
+    max_results, max_result_bytes : int
+        How much of finished requests the client remembers.
     """
 
     backend: Backend
@@ -63,6 +68,8 @@ class Lease:
     timeout: float = 5
     progress: bool = True
     copy: bool = True
+    max_results: int = 1024
+    max_result_bytes: int = 1 << 30
 
 
 def acquire(
@@ -109,6 +116,8 @@ def acquire(
         When no backend takes the address or object, or the cluster does not start.
     SettingError
         On a bad setting.
+    TypeError
+        For an option that no backend has.
     """
     found = profiles.find(profile, profile_dir=profile_dir, ipython_dir=ipython_dir)
     config = load_config(found)
@@ -117,6 +126,7 @@ def acquire(
     )
     # only a backend that somebody chose rules others out
     chosen = backend or os.environ.get("PXCOMPAT_BACKEND") or None
+    _check_options(options, [chosen] if chosen else backends.names())
 
     def lease(backend: Backend, connection: Connection | None = None, **more: Any) -> Lease:
         return Lease(
@@ -126,6 +136,8 @@ def acquire(
             timeout=settings.timeout,
             progress=settings.progress,
             copy=settings.copy,
+            max_results=settings.max_results,
+            max_result_bytes=settings.max_result_bytes,
             **more,
         )
 
@@ -196,6 +208,28 @@ def acquire(
         fresh=share.fresh,
         embedded=True,
     )
+
+
+def _check_options(options: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse what is no option of any of these backends, as a call refuses what is no argument."""
+    if not options:
+        return
+    known: dict[str, Sequence[str]] = {}
+    for name in names:
+        with contextlib.suppress(BackendError):  # not installed
+            known[name] = backends.get(name).options
+    every = {option for options in known.values() for option in options}
+    for option in options:
+        if option in every:
+            continue
+        arguments = inspect.signature(acquire).parameters
+        close = difflib.get_close_matches(option, [*every, *arguments], n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        there = "; ".join(f"{name}: {', '.join(known[name])}" for name in known)
+        raise TypeError(
+            f"Client() got an unexpected keyword argument {option!r}.{hint} Options of backends"
+            f" are, for {there}."
+        )
 
 
 def _described(target: Any) -> Connection | None:

@@ -77,6 +77,17 @@ class PxCompat(Configurable):
         False: read-only, and shared by the engines of a host where the backend can.
         Variable: PXCOMPAT_COPY.""",
     ).tag(config=True)
+    max_results = Integer(
+        1024,
+        min=1,
+        help="""How many results a client remembers that no AsyncResult holds.
+        Variable: PXCOMPAT_MAX_RESULTS.""",
+    ).tag(config=True)
+    max_result_bytes = Integer(
+        1 << 30,
+        min=0,
+        help="""How many bytes of them. Variable: PXCOMPAT_MAX_RESULT_BYTES.""",
+    ).tag(config=True)
     noninteractive = Bool(
         False, help="Show no progress bars. Variable: PXCOMPAT_NONINTERACTIVE."
     ).tag(config=True)

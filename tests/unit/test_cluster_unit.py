@@ -148,6 +148,7 @@ class FakeBackend:
 
 class FakeProvider:
     name = "fake"
+    options = ("a", "b", "security")
 
     def __init__(self) -> None:
         self.launched: list[FakeLaunched] = []
@@ -309,6 +310,26 @@ class TestEmbedded:
         config.write_text("c.PxCompat.backend = 'fake'\nc.FakeBackend.a = 1\nc.FakeBackend.b = 1")
         acquire(profile="p", n=1, b=2)
         assert provider.launched[0].spec.options == {"a": 1, "b": 2}
+
+    def test_an_unknown_option_is_refused(self, provider: FakeProvider) -> None:
+        message = r"unexpected keyword argument 'securty'\. Did you mean 'security'\?"
+        for target in (None, "fake://0"):
+            with pytest.raises(TypeError, match=message):
+                acquire(target, securty="S")
+        with pytest.raises(TypeError, match="Did you mean 'profile'"):
+            acquire(profil="p")
+        assert not provider.launched
+        assert not provider.adopted
+
+    def test_how_much_a_client_remembers(
+        self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lease = acquire()
+        assert (lease.max_results, lease.max_result_bytes) == (1024, 1 << 30)
+        monkeypatch.setenv("PXCOMPAT_MAX_RESULTS", "2")
+        monkeypatch.setenv("PXCOMPAT_MAX_RESULT_BYTES", "3")
+        lease = acquire()
+        assert (lease.max_results, lease.max_result_bytes) == (2, 3)
 
     def test_engines_can_import_what_the_client_can(self, provider: FakeProvider) -> None:
         acquire(n=1)
