@@ -46,7 +46,8 @@ def main(folder: str) -> None:
     def wait(other: socket.socket) -> bool:
         """Wait for something on a socket; False when the world is over."""
         while True:
-            ready, _, _ = select.select([leash, other], [], [])
+            sources: list[int | socket.socket] = [leash, other]
+            ready, _, _ = select.select(sources, [], [])
             if leash in ready and not os.read(leash, 1):
                 shutil.rmtree(folder, ignore_errors=True)  # who would have, may have been killed
                 return False
@@ -64,7 +65,7 @@ def main(folder: str) -> None:
         if name not in PRIVATE and base["environ"].get(name) != value
     }
     handed = {name: int(variables.pop(name)) for name in DESCRIPTORS if name in variables}
-    place = {"environ": variables, "descriptors": list(handed)}
+    place: dict[str, object] = {"environ": variables, "descriptors": list(handed)}
     if hasattr(os, "sched_getaffinity"):
         cpus = sorted(os.sched_getaffinity(0))
         if cpus != base["cpus"]:  # mpiexec was told to bind its ranks

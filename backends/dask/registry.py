@@ -155,7 +155,7 @@ class Registry(SchedulerPlugin):
         if self.supervisor is not None and self.supervisor.owns(info.pid):
             why = await self.supervisor.reason(info.key, REASON_TIMEOUT)
         # an engine in somebody else's worker has told its clients of each call that it began
-        begun = None if info.own_process else {}
+        begun: dict[str, int] | None = None if info.own_process else {}
         reason, begun = why or ("its connection to the scheduler was lost", begun)
         reason = self._reasons.pop(info.key, reason)
         self._ending.pop(info.address, None)

@@ -53,7 +53,7 @@ def pack_frames(frames: Frames | Blob | None) -> Any:
     if len(frames) == 1 and len(frames[0]) <= SMALL:
         return bytes(frames[0])  # in the message itself: a frame of its own costs more
     # the header must be a new dict each time: Dask notes the number of frames in it
-    field = Serialized({}, list(frames))
+    field: Any = Serialized({}, list(frames))
     if isinstance(frames, KeptFrames):
         field.px_shared, frames.shared = frames.shared, None
     return field
