@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
-import zipfile
 
 from distributed import Client
 from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
@@ -13,12 +12,13 @@ from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
 import pxcompat
 from pxcompat.error import BackendError
 
+from ..packing import NAME, pack
+
 __all__ = ["install", "prepare"]
 
 #: what has to be there where a worker or the scheduler runs
 WORKER_PART = "pxcompat.backends.dask.service"
 SCHEDULER_PART = "pxcompat.backends.dask.registry"
-NAME = "pxcompat"
 
 
 async def prepare(client: Client, session: str, address: str, *, upload: bool) -> set[str]:
@@ -96,22 +96,7 @@ def _explained(missing: dict[str, str], address: str, upload: bool) -> str:
 async def _upload(client: Client) -> None:
     with tempfile.TemporaryDirectory(prefix="pxcompat-") as folder:
         path = os.path.join(folder, f"pxcompat-{pxcompat.__version__}.zip")
-        _pack(path)
+        pack(path)
         name = os.path.basename(path)
         await client.register_plugin(SchedulerUploadFile(path), name=name)
         await client.register_plugin(UploadFile(path), name=name)
-
-
-def _pack(path: str) -> None:
-    """The package as it is imported here, in one file: some of its folders lie elsewhere."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        written = set()
-        for package in (NAME, f"{NAME}.backends", f"{NAME}.magics"):
-            for root in importlib.import_module(package).__path__:
-                for folder, _, files in os.walk(root):
-                    inside = os.path.join(*package.split("."), os.path.relpath(folder, root))
-                    for file in files:
-                        target = os.path.normpath(os.path.join(inside, file))
-                        if file.endswith((".py", ".typed")) and target not in written:
-                            written.add(target)
-                            archive.write(os.path.join(folder, file), target)

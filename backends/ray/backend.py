@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import logging
@@ -16,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -43,6 +43,7 @@ from .connecting import greet, populate
 from .objects import Kept, StoredObject, accept, pack_natives
 from .outbox import Call, Outbox, Pace
 from .wire import (
+    LARGE,
     StoredFrames,
     pack_frames,
     pack_request,
@@ -134,7 +135,6 @@ class RayBackend:
     """
 
     name = "ray"
-    capabilities = Capabilities(put_threshold=100 * 1024, collections="ray")
 
     def __init__(self, info: Mapping[str, Any]) -> None:
         self._info = info
@@ -162,7 +162,9 @@ class RayBackend:
         self._ended = threading.Event()
         self.adopted = "adopt" in info
         # where we started none, nobody knows whether the nodes have what MPI needs
-        self.capabilities = dataclasses.replace(self.capabilities, mpi=not self.adopted)
+        self.capabilities = Capabilities(
+            put_threshold=LARGE, collections="ray", mpi=not self.adopted
+        )
         self.sink: EventSink
 
     # -- connecting ------------------------------------------------------------------
@@ -179,6 +181,9 @@ class RayBackend:
                 expected = sum(message[0] == "up" for message in known)
                 if self.adopted:
                     expected = populate(self._info, self._registry, expected)
+                    # engines come with nodes, unless somebody said how many there are to be
+                    grows = ray.get(self._registry.follows.remote(), timeout=timeout)
+                    self.capabilities = replace(self.capabilities, grows=grows)
         except BaseException:
             self.close()
             raise
@@ -772,7 +777,9 @@ class RayBackend:
         self._something_sent.set()
         self._announcer.join()
         with contextlib.suppress(EngineError), self._connected():
-            self._registry.goodbye.remote(self.sink.session)
+            goodbye = self._registry.goodbye.remote(self.sink.session)
+            if self.adopted:  # if we were the last, all that is ours goes before we do
+                ray.wait([goodbye], timeout=LAST_WORDS)
         self._events.put(None)
         self._engines.clear()
         assert self._session is not None

@@ -57,7 +57,7 @@ class Placer:
                 request.header["balanced"] = True
                 self._waiting.append(_Waiting(request, wanted))
         self.place()
-        if not self._backend.engines() and not self._backend.adopted:
+        if not self._backend.engines() and not self._backend.capabilities.grows:
             self._abandon()
 
     def place(self) -> None:
@@ -163,7 +163,7 @@ class Placer:
                 if not (
                     there & waiting.candidates
                     if waiting.candidates is not None
-                    else there or backend.adopted
+                    else there or backend.capabilities.grows
                 )
             ]
             if hopeless:

@@ -14,6 +14,7 @@ import pxcompat
 from pxcompat.error import BackendError, ConnectError
 
 from . import registry
+from .adoption import explain, upload_where_missing
 from .order import PATIENCE, registry_order
 from .session import Session
 
@@ -49,7 +50,7 @@ def greet(
         except ValueError:
             if "adopt" in info:
                 with contextlib.suppress(ValueError):  # another client was quicker
-                    found = _create_registry(info["adopt"], namespace, session)
+                    found = _create_registry(info["adopt"], namespace)
         timeout = max(0.1, deadline - time.monotonic())
         try:
             if found is not None:
@@ -57,6 +58,7 @@ def greet(
         except ActorDiedError as error:
             found = None  # one that was just stopped
             last = registry.why(error)
+            _explain(info, last)
         except (GetTimeoutError, RayError) as error:
             raise _no_answer(info, "asking the registry", timeout, error) from error
         if time.monotonic() > deadline:
@@ -86,10 +88,21 @@ def _hello(
     return list(ray.get(known, timeout=timeout))
 
 
-def _create_registry(adopt: Mapping[str, Any], namespace: str, session: Session) -> Any:
-    session.keep()  # the registry and its engines go with the connection
-    order = registry_order(adopt["options"], adopt["setup"], namespace, logs="", own=False)
-    return registry.create(order, detached=False)
+def _create_registry(adopt: Mapping[str, Any], namespace: str) -> Any:
+    options = adopt["options"]
+    if options.get("upload"):
+        options["runtime_env"] = upload_where_missing(options.get("runtime_env"))
+    order = registry_order(options, adopt["setup"], namespace, logs="", own=False, adopted=True)
+    # it goes with the last client, whoever that is
+    return registry.create(order, detached=True)
+
+
+def _explain(info: Mapping[str, Any], why: str) -> None:
+    """Raise BackendError when the reason is that nodes lack the package."""
+    if "adopt" in info and ("No module named" in why or "ModuleNotFoundError" in why):
+        options = info["adopt"]["options"]
+        uploaded = bool(options.get("upload"))
+        explain(info["address"], options.get("runtime_env"), uploaded=uploaded)
 
 
 def populate(info: Mapping[str, Any], there: Any, count: int) -> int:
@@ -105,21 +118,24 @@ def populate(info: Mapping[str, Any], there: Any, count: int) -> int:
     """
     adopt = info["adopt"]
     wanted = adopt["n"]
-    if wanted is None:
-        wanted = count or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    if wanted <= count:
+    if (wanted is None and count) or (wanted is not None and wanted <= count):
         return count
     timeout = adopt["options"].get("patience", PATIENCE) + STARTING
     try:
-        keys = ray.get(there.start_engines.remote(wanted - count), timeout=timeout)
+        if wanted is None:
+            keys = ray.get(there.follow.remote(), timeout=timeout)
+            wanted = count + len(keys)
+        else:
+            keys = ray.get(there.start_engines.remote(wanted - count), timeout=timeout)
         failures = ray.get(there.await_engines.remote(keys), timeout=timeout + OUTAGE)
     except (GetTimeoutError, RayError) as error:
         raise _no_answer(info, "starting engines", timeout, error) from error
     if failures:
         # all or nothing: what did start would keep what others need
-        there.stop_engines.remote(keys, True)
+        ray.get(there.stop_engines.remote(keys, True), timeout=OUTAGE)
         if not count:
             ray.kill(there)
+        _explain(info, failures[0])
         raise BackendError(
             f"{len(failures)} of {len(keys)} engines did not start on the Ray cluster at "
             f"{info['address']}: {failures[0]}"

@@ -11,7 +11,7 @@ PATIENCE = 30
 #: options of engines' actors, which Ray understands
 ACTOR = ("num_cpus", "num_gpus", "resources", "runtime_env", "scheduling_strategy")
 #: all options of the backend
-OPTIONS = (*ACTOR, "patience", "address", "namespace", "init", "engine")
+OPTIONS = (*ACTOR, "patience", "address", "namespace", "init", "engine", "upload")
 
 
 def registry_order(
@@ -22,12 +22,14 @@ def registry_order(
     *,
     own: bool,
     folder: str = "",
+    adopted: bool = False,
 ) -> dict[str, Any]:
     """What a registry is told; see :class:`registry.Registry`."""
     actor = {name: options[name] for name in ACTOR if options.get(name) is not None}
     # on a Ray of their own engines always fit, and leave the CPUs to Ray's tasks
     actor.setdefault("num_cpus", 0 if own else 1)
     return {
+        "adopted": adopted,
         "namespace": namespace,
         "actor": actor,
         "patience": options.get("patience", PATIENCE),

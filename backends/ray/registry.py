@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import threading
 import time
 import uuid
 from collections import deque
@@ -26,6 +27,7 @@ from pxcompat.protocol import EngineInfo
 
 from ..mpi import Worlds
 from .engine import EngineActor
+from .following import Follower
 from .post import Letter
 
 __all__ = ["NAME", "Registry", "create"]
@@ -116,7 +118,8 @@ class Registry:
         ``setup``: how engines are set up (see :class:`EngineActor`);
         ``actor``: Ray's options of their actors (``num_cpus``, ``resources`` ...);
         ``namespace``: the cluster's; ``patience``: seconds for an engine to come up;
-        ``silence``: seconds, see SILENCE.
+        ``silence``: seconds, see SILENCE; ``adopted``: whether it is on a Ray that somebody else
+        runs and goes with its last client.
     """
 
     def __init__(self, order: dict[str, Any]) -> None:
@@ -133,6 +136,13 @@ class Registry:
         self._sweeping = False
         #: of the controller, once it has called
         self._holder: _Sign | None = None
+        self._adopted = order.get("adopted", False)
+        self._follower: Follower | None = None
+        if self._adopted:
+            # a client that died before it came, or was killed as the last one
+            timer = threading.Timer(self._silence, self._claim)
+            timer.daemon = True
+            timer.start()
         self._ended = asyncio.Event()
         self._worlds = Worlds(self._end_rank)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -142,6 +152,10 @@ class Registry:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _claim(self) -> None:
+        if not self._sweeping:
+            ray.kill(self._me)
 
     # -- what clients call ---------------------------------------------------------
 
@@ -176,7 +190,7 @@ class Registry:
         return mail
 
     async def goodbye(self, session: str) -> None:
-        """A client leaves."""
+        """A client leaves.  On a Ray that somebody else runs, the last one takes all along."""
         await self._forget(session)
 
     async def ask(self, session: str, call_id: int, key: str, op: str, args: Any) -> None:
@@ -290,6 +304,10 @@ class Registry:
             return
         async with box.changed:
             box.changed.notify_all()
+        if self._adopted and not self._boxes:
+            await self.stop()
+            ray.kill(self._me)
+            return
         for entry in list(self._engines.values()):
             await self._question(entry, (session, -1, "forget", {"client": session}))
 
@@ -330,6 +348,31 @@ class Registry:
             entry.reason = entry.reason or reason
             ray.kill(entry.handle)
 
+    async def follows(self) -> bool:
+        """Whether engines come with nodes."""
+        return self._follower is not None
+
+    async def follow(self) -> list[str]:
+        """Have engines on every node, also on those to come; the keys of the first."""
+        if self._follower is not None:
+            return []
+        if self._never is None:
+            self._never = self._me.forever.remote()
+
+        def start(count: int, node: str) -> list[str]:
+            keys = [uuid.uuid4().hex for _ in range(count)]
+            for key in keys:
+                self._start_engine(key, next(self._ids), node=node)
+            return keys
+
+        def waiting() -> int:
+            return sum(len(box.unassigned) for box in self._boxes.values())
+
+        self._follower = Follower(self._order["actor"], start, waiting)
+        keys = await self._follower.look()
+        self._following = self._background(self._follower.follow())
+        return keys
+
     async def restart_engines(self, keys: list[str]) -> list[str]:
         """Kill engines and start others under their ids; the keys of those."""
         for key in keys:
@@ -349,7 +392,8 @@ class Registry:
             ranks |= self._start_world(world.command, [new[key] for key in world.keys])
         for entry in entries:
             key = new[entry.key]
-            self._start_engine(key, entry.id, entry.name, rank=ranks.get(key))
+            node = entry.node if self._follower is not None else ""
+            self._start_engine(key, entry.id, entry.name, rank=ranks.get(key), node=node)
         return list(new.values())
 
     async def await_engines(self, keys: Sequence[str]) -> list[str]:
@@ -364,9 +408,13 @@ class Registry:
         ended = dict(self._stillborn)
         return [ended[key] for key in keys if key in ended]
 
-    def _start_engine(self, key: str, id: int, name: str = "", *, rank: str | None = None) -> None:
+    def _start_engine(
+        self, key: str, id: int, name: str = "", *, rank: str | None = None, node: str = ""
+    ) -> None:
         name = name or key
         options = dict(self._order["actor"])
+        if node:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         if rank is not None:  # a socket of this node's
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self._node, soft=False)
         actor = ray.remote(EngineActor).options(
@@ -493,6 +541,13 @@ class Registry:
 
     async def stop(self) -> None:
         """End the cluster: the engines, and what holds it when that hears of it."""
+        if self._follower is not None:
+            self._following.cancel()
+            self._follower.stop()
+            self._follower = None
+        for signaller in self._signallers.values():
+            ray.kill(signaller)
+        self._signallers.clear()
         for entry in list(self._engines.values()):
             entry.reason = "its cluster was stopped"
             ray.kill(entry.handle)
@@ -545,6 +600,8 @@ def create(order: dict[str, Any], *, detached: bool) -> Any:
             name=NAME,
             namespace=order["namespace"],
             num_cpus=0,
+            # where it brings the package along
+            runtime_env=order["actor"].get("runtime_env") if order["adopted"] else None,
             max_concurrency=CALLS,
             max_restarts=0,
             lifetime="detached" if detached else None,

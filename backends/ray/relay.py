@@ -13,7 +13,6 @@ of Ray's own in this process.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import logging
@@ -26,6 +25,7 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -41,7 +41,7 @@ from pxcompat.protocol import (
     Request,
 )
 
-from .wire import StoredFrames, pack_frames, size, unpack_frames
+from .wire import LARGE, StoredFrames, pack_frames, size, unpack_frames
 
 __all__ = ["RelayBackend"]
 
@@ -113,7 +113,6 @@ class RelayBackend:
     """:class:`pxcompat.protocol.Backend` in front of a RayBackend in another process."""
 
     name = "ray"
-    capabilities = Capabilities(put_threshold=100 * 1024)
 
     def __init__(self, info: Mapping[str, Any]) -> None:
         self._info = info
@@ -126,7 +125,7 @@ class RelayBackend:
         self._closed = False
         self._thread = threading.Thread(target=self._listen, name="pxcompat-relay", daemon=True)
         self.adopted = "adopt" in info
-        self.capabilities = dataclasses.replace(self.capabilities, mpi=not self.adopted)
+        self.capabilities = Capabilities(put_threshold=LARGE, mpi=not self.adopted)
         self.sink: EventSink
 
     # -- life --------------------------------------------------------------------------
@@ -153,7 +152,7 @@ class RelayBackend:
                     f"cannot connect to the Ray cluster at {self._info.get('address')} (stage: "
                     f"starting a process for the connection; waited {timeout + MARGIN:g} s)"
                 )
-            opened.result()
+            self.capabilities = replace(self.capabilities, grows=opened.result())
         except BaseException:
             self.close()
             raise
@@ -426,12 +425,13 @@ class _Child:
         started: Future[list[str]] = self._backend.start_engines(n, mpi=mpi)
         return started
 
-    def on_open(self, info: dict[str, Any], session: str, timeout: float) -> None:
+    def on_open(self, info: dict[str, Any], session: str, timeout: float) -> bool:
         from .backend import RayBackend
 
         backend = RayBackend(info)
         backend.open(_Sink(self, session), timeout=timeout)
         self._backend = backend
+        return bool(backend.capabilities.grows)
 
     def on_close(self) -> bool:
         return bool(self._backend is not None and self._backend.busy)

@@ -63,7 +63,6 @@ class Session:
         self.own = own
         self.dashboard = dashboard
         self._users = 0
-        self._kept = False
         #: how many threads are in one of Ray's functions
         self._using = 0
         self._ending = False
@@ -111,16 +110,12 @@ class Session:
             with _process_kept():
                 ray.shutdown()
 
-    def keep(self) -> None:
-        """Stay connected until the process ends: the cluster goes with the connection."""
-        self._kept = True
-
     def leave(self) -> None:
         """One user less; the last one disconnects, unless it was the user who connected."""
         global _current
         with _lock:
             self._users -= 1
-            if self._users > 0 or self._kept or _current is not self:
+            if self._users > 0 or _current is not self:
                 return
             if self.own:
                 self._disconnect()

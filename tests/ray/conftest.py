@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -58,10 +58,12 @@ def rc(cluster: ipp.Cluster) -> Iterator[ipp.Client]:
         yield client
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, arguments: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a program of its own: a process has one connection to Ray."""
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import pxcompat as ipp
+
 from .conftest import python
 
 ADOPT = """if True:
@@ -30,11 +32,18 @@ ADOPT = """if True:
     for target in (ray, "auto"):
         with ipp.Client(target) as other:
             print("same", other[:].apply_sync(os.getpid) == pids)
-    rc.close()
     with ipp.Client(backend="ray") as other:
+        rc.close()
         print("same", other[:].apply_sync(os.getpid) == pids, ray.is_initialized())
         more = ipp.Client(ray, n=3)
         print("more", more.ids)
+        version, ipp.__version__ = ipp.__version__, "9.9"
+        try:
+            ipp.Client(ray)
+        except ipp.error.BackendError as error:
+            print("version", error)
+        finally:
+            ipp.__version__ = version
 
     # what Ray shows
     from ray.util.state import list_actors, list_tasks
@@ -54,7 +63,19 @@ ADOPT = """if True:
     except ipp.error.BackendError as error:
         print("refused", error)
     print("left", more.ids)
-    more.shutdown(hub=True)
+    # the last one takes all along
+    more.close()
+    from ray.util.placement_group import placement_group_table
+    from ray.util import list_named_actors
+    def there():
+        alive = list_actors(address=address, filters=[("state", "!=", "DEAD")])
+        return [a.class_name for a in alive], list_named_actors(all_namespaces=True)
+    deadline = time.monotonic() + 30
+    while any(there()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    print("after", there(), placement_group_table())
+    with ipp.Client(ray, n=1) as again:
+        print("after", again[0].apply_sync(os.getpid) not in pids, again.ids)
     try:
         ipp.Client(ray, n=1, patience=3, resources={"special": 2})
     except ipp.error.BackendError as error:
@@ -97,6 +118,14 @@ def said() -> dict[str, list[str]]:
 def test_every_client_finds_the_engines(said: dict[str, list[str]]) -> None:
     assert said["same"] == ["True", "True", "True True"]
     assert said["more"] == ["[0, 1, 2]"]
+
+
+def test_the_last_client_leaves_the_cluster_as_it_was(said: dict[str, list[str]]) -> None:
+    assert said["after"] == ["([], []) {}", "True [0]"]
+
+
+def test_another_version_is_an_error(said: dict[str, list[str]]) -> None:
+    assert f"{ipp.__version__} there, 9.9 here" in said["version"][0]
 
 
 def test_output_shows_up_once(said: dict[str, list[str]]) -> None:
