@@ -496,6 +496,7 @@ class RayBackend:
 
     def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         self._placer.submit(requests, candidates)
+        self._something_sent.set()  # the registry is told of what waits, also where no engine is
 
     def fetch(self, stored: StoredFrames) -> Frames:
         """Bring frames from the object store; theirs is memory of this process."""
