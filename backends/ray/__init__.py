@@ -14,6 +14,8 @@
 ``order``          the backend's options
 ``backend``        in the client: :class:`pxcompat.protocol.Backend`
 ``connecting``     how a client comes to the registry, and to engines where there are none
+``adoption``       nodes of somebody else's Ray, and what they lack
+``following``      engines on those nodes as they come and go
 ``outbox``         which requests to an engine go alone, and which share a call
 ``balanced``       calls that may run on any engine
 =================  ====================================================================

@@ -65,6 +65,8 @@ OUTPUTS = 10_000
 OUTAGE = 30
 #: seconds after which a request that has no reply is announced to its engine
 ANNOUNCE = 0.1
+#: seconds for the last client on somebody else's Ray to take all along
+LEAVING = 8
 #: handles kept of an engine's calls, by their names
 NAMES = 256
 
@@ -780,7 +782,7 @@ class RayBackend:
         with contextlib.suppress(EngineError), self._connected():
             goodbye = self._registry.goodbye.remote(self.sink.session)
             if self.adopted:  # if we were the last, all that is ours goes before we do
-                ray.wait([goodbye], timeout=LAST_WORDS)
+                ray.wait([goodbye], timeout=LEAVING)
         self._events.put(None)
         self._engines.clear()
         assert self._session is not None

@@ -50,6 +50,8 @@ BOILERPLATE = (
     "\nPlease check",
     " To see information about where this ObjectRef",
 )
+#: seconds for engines to end when the last client leaves
+LEAVING = 5
 #: engines remembered that ended before they were there
 STILLBORN = 64
 
@@ -137,6 +139,7 @@ class Registry:
         #: of the controller, once it has called
         self._holder: _Sign | None = None
         self._adopted = order.get("adopted", False)
+        self._leaving = False
         self._follower: Follower | None = None
         if self._adopted:
             # a client that died before it came, or was killed as the last one
@@ -165,6 +168,8 @@ class Registry:
 
     async def hello(self, session: str) -> list[tuple[Any, ...]]:
         """A client comes; what there is to know, as the first messages of its mail."""
+        if self._leaving:
+            await self.forever()  # until this has ended, and the client makes another one
         self._keep_sweeping()
         box = self._boxes[session] = _Box()
         box.messages.extend(
@@ -305,11 +310,20 @@ class Registry:
         async with box.changed:
             box.changed.notify_all()
         if self._adopted and not self._boxes:
-            await self.stop()
-            ray.kill(self._me)
+            await self._leave()
             return
         for entry in list(self._engines.values()):
             await self._question(entry, (session, -1, "forget", {"client": session}))
+
+    async def _leave(self) -> None:
+        """End, and leave a Ray that somebody else runs as it was."""
+        self._leaving = True
+        entries = list(self._engines.values())
+        await self.stop()
+        gone = [asyncio.ensure_future(entry.gone.wait()) for entry in entries]
+        if gone:  # and with them their names, which the next client's are to have
+            await asyncio.wait(gone, timeout=LEAVING)
+        ray.kill(self._me)
 
     async def _question(self, entry: _Entry, question: tuple[Any, ...]) -> None:
         async with entry.asked:

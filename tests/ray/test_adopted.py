@@ -74,8 +74,9 @@ ADOPT = """if True:
     while any(there()) and time.monotonic() < deadline:
         time.sleep(0.1)
     print("after", there(), placement_group_table())
-    with ipp.Client(ray, n=1) as again:
-        print("after", again[0].apply_sync(os.getpid) not in pids, again.ids)
+    for _ in range(3):
+        with ipp.Client(ray, n=1) as again:
+            print("after", again[0].apply_sync(os.getpid) not in pids, again.ids)
     try:
         ipp.Client(ray, n=1, patience=3, resources={"special": 2})
     except ipp.error.BackendError as error:
@@ -121,7 +122,7 @@ def test_every_client_finds_the_engines(said: dict[str, list[str]]) -> None:
 
 
 def test_the_last_client_leaves_the_cluster_as_it_was(said: dict[str, list[str]]) -> None:
-    assert said["after"] == ["([], []) {}", "True [0]"]
+    assert said["after"] == ["([], []) {}", *["True [0]"] * 3]
 
 
 def test_another_version_is_an_error(said: dict[str, list[str]]) -> None:

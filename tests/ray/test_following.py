@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
 import pytest
 
-from .conftest import python
+from pxcompat.backends.ray import session
+
+from .conftest import python, wait_until
 
 #: a node's processes in which the package is not installed, but may come with Ray
 LACKS = """
@@ -77,7 +90,7 @@ NODES = """if True:
 
 @pytest.mark.slow
 def test_engines_follow_nodes() -> None:
-    done = python(NODES, arguments=[LACKS])
+    done = python(NODES, [LACKS])
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
     assert said.get("first") == "[0]", done.stdout + done.stderr[-3000:]
     assert said.get("came") == "[0, 1, 2] [1, 2]", done.stderr[-3000:]
@@ -86,3 +99,115 @@ def test_engines_follow_nodes() -> None:
     assert lacks.startswith("True"), done.stdout + done.stderr[-3000:]
     assert "cannot import pxcompat on node" in lacks and "upload=True" in lacks
     assert said.get("uploaded") == "[0, 1] [True, True]", done.stdout + done.stderr[-3000:]
+
+
+#: of Ray's own cluster for tests of its autoscaler, in which nodes are processes of this machine
+SCALING = {
+    "cluster_name": "fake",
+    "max_workers": 2,
+    "upscaling_speed": 1.0,
+    "idle_timeout_minutes": 0.05,
+    "head_node_type": "ray.head.default",
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "more": {
+            "resources": {"CPU": 1, "object_store_memory": 100_000_000},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 2,
+        },
+    },
+    "auth": {},
+    "docker": {},
+    "file_mounts": {},
+    "initialization_commands": [],
+    "setup_commands": [],
+    "head_setup_commands": [],
+    "worker_setup_commands": [],
+    "head_start_ray_commands": [],
+    "worker_start_ray_commands": [],
+    "cluster_synced_files": [],
+    "rsync_exclude": [],
+    "rsync_filter": [],
+}
+
+
+@pytest.fixture
+def scaling() -> Iterator[str]:
+    """The address of a Ray without CPUs, that gets nodes as they are needed."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
+    provider = {
+        "type": "fake_multinode",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+        "gcs_address": address,
+    }
+    with tempfile.TemporaryDirectory(prefix="px", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        config = Path(folder, "scaling.json")
+        config.write_text(json.dumps({**SCALING, "provider": provider}))
+        environment = {**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+        session.prepare_head(environment, "127.0.0.1")
+        environment["RAY_AUTH_MODE"] = "disabled"  # nodes of this kind know no token
+        head = subprocess.Popen(
+            [
+                os.path.join(os.path.dirname(sys.executable), "ray"),
+                "start",
+                "--head",
+                "--block",
+                f"--port={address.rpartition(':')[2]}",
+                "--num-cpus=0",
+                f"--temp-dir={folder}",
+                f"--autoscaling-config={config}",
+            ],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            yield address
+        finally:
+            processes = psutil.Process(head.pid).children(recursive=True)
+            # nodes whose parent has gone are known by the folder that they share
+            for process in psutil.process_iter(["cmdline"]):
+                if folder in " ".join(process.info["cmdline"] or ()):
+                    processes.append(process)
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            head.wait()
+
+
+def raylets(address: str) -> int:
+    """How many nodes of a Ray are there."""
+    processes = psutil.process_iter(["name", "cmdline"])
+    commands = [p.info["cmdline"] or () for p in processes if p.info["name"] == "raylet"]
+    return sum(f"--gcs_address={address}" in c or f"--gcs-address={address}" in c for c in commands)
+
+
+GROW = """if True:
+    import sys
+    import pxcompat as ipp
+    rc = ipp.Client(sys.argv[1], timeout=60)
+    print("first", rc.ids)
+    def pid(x):
+        import os, time
+        time.sleep(0.3)
+        return os.getpid()
+    pids = rc.load_balanced_view().map_async(pid, range(60)).get(90)
+    print("grown", len(set(pids)), len(pids), rc.ids)
+    rc.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_balanced_map_makes_the_cluster_grow(scaling: str) -> None:
+    done = python(GROW, [scaling], RAY_AUTH_MODE="disabled")
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+    assert said.get("first") == "[]", done.stdout + done.stderr[-3000:]
+    assert said.get("grown") == "2 60 [0, 1]", done.stdout + done.stderr[-3000:]
+    # without engines its nodes may go, too
+    wait_until(lambda: raylets(scaling) == 1, 60)
