@@ -20,6 +20,7 @@ from pxcompat.engine.nested import help_until
 from pxcompat.error import EngineError
 from pxcompat.mapping import Map
 from pxcompat.protocol import EngineInfo, Part
+from pxcompat.serialize.memory import owned
 
 from ..alike import check_alike
 from .objects import RemoteFuture, accept, ask
@@ -115,7 +116,7 @@ def _own(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return value
     frames = serialize.dumps(value, name="a block")
-    return serialize.loads([frames[0], *(bytearray(frame) for frame in frames[1:])])
+    return serialize.loads([frames[0], *(owned(frame) for frame in frames[1:])])
 
 
 # -- together -------------------------------------------------------------------------
@@ -192,7 +193,7 @@ def _take_aside(address: str, engine: int, token: str, name: str) -> Any:
     worker: Any = get_worker()
     if worker.address == address:
         try:
-            return worker.extensions["pxcompat"].engine.aside.pop(token)
+            return worker.extensions["pxcompat"].engine.aside.pop(token)[1]
         except KeyError:
             raise EngineError(f"the part of {name!r} on engine {engine} was given up") from None
     message = {"op": "pxcompat_aside", "token": token, "close": True}
@@ -205,10 +206,10 @@ def _take_aside(address: str, engine: int, token: str, name: str) -> Any:
     return serialize.loads(list(answer.frames))
 
 
-async def serve_aside(aside: dict[str, Any], comm: Comm, token: str) -> Any:
+async def serve_aside(aside: dict[str, tuple[Any, Any]], comm: Comm, token: str) -> Any:
     """What was set aside, for a worker that takes it instead of ours."""
     if token not in aside:
         return None
-    value = aside.pop(token)
+    _, value = aside.pop(token)
     frames = await asyncio.to_thread(serialize.dumps, value)
-    return Serialized({}, [bytearray(frame) for frame in frames])
+    return Serialized({}, [owned(frame) for frame in frames])

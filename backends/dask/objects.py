@@ -24,6 +24,7 @@ from pxcompat.engine.nested import help_until
 from pxcompat.engine.records import copied
 from pxcompat.error import EngineError
 from pxcompat.protocol import Frames, OutputEvent, Reply
+from pxcompat.serialize.memory import owned
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -102,7 +103,7 @@ async def _gather(client: Client, key: Any, worker: Worker) -> Any:
 
 def _own(frames: Frames) -> Frames:
     """Frames with writable buffers."""
-    return [frames[0], *(bytearray(frame) for frame in frames[1:])]
+    return [frames[0], *(owned(frame) for frame in frames[1:])]
 
 
 def _worker() -> Any:

@@ -93,6 +93,8 @@ class _Peer:
         self._loop_thread = loop_thread
         self._channel: Channel | None = None
         self._backlog: deque[Message] = deque(maxlen=BACKLOG)
+        #: ids of what it put here for several engines, and has not dropped
+        self.blobs: set[str] = set()
 
     def connect(self, channel: Channel) -> None:
         with self._lock:
@@ -215,6 +217,9 @@ class Service:
             self._channels.discard(channel)
             if self._peers.get(client) is peer:
                 del self._peers[client]
+            self.engine.forget_client(client)
+            # other engines may still be about to fetch some
+            self.loop.call_later(FETCH_TIMEOUT, self._drop_all, list(peer.blobs))
 
     def _receive(self, message: Message, peer: _Peer, channel: Channel) -> Any:
         kind = message[0]
@@ -242,12 +247,14 @@ class Service:
             channel.send(self._answer(call_id, question, args, peer))
         elif kind == "put":
             _, blob_id, frames = message
+            peer.blobs.add(blob_id)
             if frames is None:
                 self._drop(blob_id)  # whoever asks for it is told
                 return None
             self._blobs[blob_id] = list(frames.frames)
             self._arrival(blob_id).set()
         elif kind == "drop":
+            peer.blobs.discard(message[1])
             self._drop(message[1])
         elif kind == "unkeep":
             self.shelf.drop(message[1])
@@ -365,6 +372,12 @@ class Service:
         arrival = self._arrivals.pop(blob_id, None)
         if arrival is not None:
             arrival.set()
+
+    def _drop_all(self, blob_ids: list[str]) -> None:
+        """Let go of what a client put here that has not said so, and is gone."""
+        for blob_id in blob_ids:
+            if blob_id in self._blobs:
+                self._drop(blob_id)
 
     async def _own_blob(self, blob_id: str) -> Frames | None:
         """A blob that was put here, or is about to be; None when it was dropped."""

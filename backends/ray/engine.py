@@ -188,7 +188,7 @@ class EngineActor:
 
     def give_aside(self, token: str) -> tuple[bool, Any]:
         """What was set aside (``pxcompat.engine.parts``), for Ray's store; and that it is there."""
-        return True, as_block(self._engine.aside.pop(token))
+        return True, as_block(self._engine.aside.pop(token)[1])
 
     def stop(self) -> None:
         """End the process, as a Python program ends."""
@@ -252,7 +252,7 @@ class EngineActor:
             self._me.stop.remote()  # after what Ray has queued for it
             return None
         if question == "forget":
-            return engine.forget_announced(args["client"])
+            return engine.forget_client(args["client"])
         raise ValueError(f"an engine does not know the question {question!r}")
 
 

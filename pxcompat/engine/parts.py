@@ -20,13 +20,14 @@ def bind(name: str, value: Any, token: str, flatten: bool = False) -> None:
     scope = namespace()
     if flatten and isinstance(value, list) and len(value) == 1:
         value = value[0]
-    current().unsettled[token] = (name, value, scope.get(name, _NOTHING))
+    engine = current()
+    engine.hold(engine.unsettled, token, (name, value, scope.get(name, _NOTHING)))
     scope[name] = value
 
 
 def settle(token: str, good: bool) -> None:
     """Keep what was bound, or give the name back what it had, unless it has something newer."""
-    name, value, before = current().unsettled.pop(token, ("", None, _NOTHING))
+    _, (name, value, before) = current().unsettled.pop(token, (None, ("", None, _NOTHING)))
     scope = namespace()
     if good or not name or scope.get(name, _NOTHING) is not value:
         return
@@ -62,7 +63,8 @@ def set_aside(expression: str, token: str) -> dict[str, Any]:
         if len(value) and value.index.is_monotonic_increasing:
             bounds = (value.index[0], value.index[-1])
         description.update(kind="frame", length=len(value), meta=value.iloc[:0], bounds=bounds)
-    current().aside[token] = value
+    engine = current()
+    engine.hold(engine.aside, token, value)
     return description
 
 

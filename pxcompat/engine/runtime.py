@@ -131,10 +131,12 @@ class Engine:
         self.keep: Callable[[Frames], Frames] = copied
         #: the backend's own object for this engine, for users who ask for it
         self.native: Any = None
-        #: by token: (name, value, what it had before) of what may have to be undone
-        self.unsettled: dict[str, tuple[str, Any, Any]] = {}
-        #: by token: values that the backend is about to take
-        self.aside: dict[str, Any] = {}
+        #: by token: (client, (name, value, what it had before)) of what may have to be undone
+        self.unsettled: dict[str, tuple[Any, tuple[str, Any, Any]]] = {}
+        #: by token: (client, value) of what the backend is about to take
+        self.aside: dict[str, tuple[Any, Any]] = {}
+        #: the latest clients that left
+        self._gone: deque[str] = deque(maxlen=CLIENTS_LIMIT)
         #: how a client on this engine connects to the engine's own cluster
         self.home: dict[str, Any] | None = None
         #: code to run in the namespace before the user's start-up files
@@ -277,6 +279,22 @@ class Engine:
                 if task.announced and task.request.header.get("client") == client:
                     del self._tasks[msg_id]
                     self._records.drop(msg_id)
+
+    def hold(self, things: dict[str, tuple[Any, Any]], token: str, thing: Any) -> None:
+        """Keep something that the client whose request runs is to see to, unless it has left."""
+        running = self._running
+        client = None if running is None else running.request.header.get("client")
+        if client not in self._gone:
+            things[token] = (client, thing)
+
+    def forget_client(self, client: str) -> None:
+        """Let go of what a client that is gone was to see to.  Thread-safe."""
+        self._gone.append(client)
+        self.forget_announced(client)
+        for things in (self.unsettled, self.aside):
+            for token, (holder, _) in list(things.items()):
+                if holder == client:
+                    things.pop(token, None)
 
     def call(self, function: Callable[[], None]) -> None:
         """Queue anything else that is to run on the engine's thread.  Thread-safe."""

@@ -438,6 +438,22 @@ def test_what_a_client_announced_goes_with_it(on):
     assert on.engine.status()["queue"] == []
 
 
+def test_what_a_client_was_to_see_to_goes_with_it(on):
+    aside = "def f(t):\n    from pxcompat.engine.parts import set_aside\n    set_aside('1', t)"
+    bind = "def f(t):\n    from pxcompat.engine.parts import bind\n    bind('x', 5, t)"
+    for client in ("them", "me"):
+        on.value(on.apply(aside, f"{client} aside", client=client))
+        on.value(on.apply(bind, f"{client} bound", client=client))
+    on.engine.forget_client("them")
+    # what they had queued comes too late
+    on.value(on.apply(aside, "late", client="them"))
+    assert list(on.engine.aside) == ["me aside"]
+    assert list(on.engine.unsettled) == ["me bound"]
+    assert on.names["x"] == 5
+    on.engine.forget_client("me")
+    assert not on.engine.aside and not on.engine.unsettled
+
+
 def test_what_is_cancelled_before_it_comes_is_refused(on):
     request = on.request("execute", content={"code": "ran = 1", "silent": False})
     on.engine.cancel([request.msg_id])
