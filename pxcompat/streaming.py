@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: how many unfinished lines, progress bars for the most part, a terminal shows at once
 LIVE_LINES = 10
+#: seconds between two drawings of them, at least
+REDRAW = 0.05
 #: characters a second that are sent to a notebook, at most, to show a stream that grows
 RATE = 1_000_000
 
@@ -308,6 +310,9 @@ class _Terminal:
         #: unfinished lines by stream, and how many of them are on the screen
         self._live: dict[tuple[str, int | None], str] = {}
         self._drawn = 0
+        #: whether they have changed since, and when they may be drawn anew
+        self._stale = False
+        self._due = 0.0
 
     def stream(self, child: MessageFuture, engine: int | None, name: str, text: str) -> None:
         stream = name, engine
@@ -317,6 +322,9 @@ class _Terminal:
             text = overwritten(done + newline)
             if line:
                 self._live[stream] = overwritten(line)
+                if not text and time.monotonic() < self._due:
+                    self._stale = True
+                    return
         with self._out_of_the_way():
             self._printer.print(text, f"[{name}:{engine}] ", getattr(sys, name))
 
@@ -344,11 +352,13 @@ class _Terminal:
             for name in ("stdout", "stderr"):
                 self._live.pop((name, engine), None)
 
-    def pause(self) -> None:
-        return None
+    def pause(self) -> float | None:
+        return max(0, self._due - time.monotonic()) if self._stale else None
 
     def refresh(self) -> None:
-        """Nothing is held back."""
+        self._stale = False
+        with self._out_of_the_way():
+            pass  # they are drawn anew
 
     @contextmanager
     def aside(self) -> Iterator[Any]:
@@ -386,6 +396,7 @@ class _Terminal:
         sys.stdout.write("".join(line[: width - 1] + "\n" for line in lines))
         sys.stdout.flush()
         self._drawn = len(lines)
+        self._stale, self._due = False, time.monotonic() + REDRAW
 
 
 def _is_terminal(stream: Any) -> bool:

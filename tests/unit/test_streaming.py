@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -134,7 +136,10 @@ def test_bars_on_a_terminal_keep_their_lines(out: Callable[[bool], Output]) -> N
     assert output.screen() == ["[stdout:0] ", "the end", "[stdout:1] ", "b 3"]
 
 
-def test_of_many_bars_a_terminal_shows_some(out: Callable[[bool], Output]) -> None:
+def test_of_many_bars_a_terminal_shows_some(
+    out: Callable[[bool], Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "REDRAW", 0)
     output, engines = out(True), [Engine(i) for i in range(30)]
     shown: list[list[str]] = []
     streamer = streamed(*engines)
@@ -145,6 +150,27 @@ def test_of_many_bars_a_terminal_shows_some(out: Callable[[bool], Output]) -> No
     assert len(shown[0]) == streaming.LIVE_LINES
     assert shown[0][-1] == "... and 21 more"
     assert len(output.screen()) == 60
+
+
+@pytest.mark.parametrize("redraw, drawn", [(1000, ["0%", "100%"]), (0.05, ["0%", "99%", "100%"])])
+def test_bars_are_redrawn_only_so_often(
+    out: Callable[[bool], Output], monkeypatch: pytest.MonkeyPatch, redraw: float, drawn: list[str]
+) -> None:
+    monkeypatch.setattr(streaming, "REDRAW", redraw)
+    output, a = out(True), Engine(0)
+    begun = threading.Event()
+    streamer = streamed(a)
+    with streamer:
+        a.print("\r0%")
+        streamer._queue.put(begun.set)
+        assert begun.wait(10)
+        a.print("\r99%")
+        deadline = time.monotonic() + 10
+        while "99%" in drawn and "99%" not in output.getvalue():
+            assert time.monotonic() < deadline, "what was held back was not drawn when it was due"
+            time.sleep(0.01)
+        a.print("\r100%")
+    assert list(dict.fromkeys(re.findall(r"\d+%", output.getvalue()))) == drawn
 
 
 def test_show_until_done_ends_by_itself(out: Callable[[bool], Output]) -> None:
