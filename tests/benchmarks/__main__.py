@@ -9,9 +9,11 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -72,8 +74,12 @@ class Process:
         try:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._process.terminate()  # it ends its cluster first
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
         self._process.stdout.close()
 
 
@@ -116,12 +122,18 @@ def run(options: argparse.Namespace) -> report.Results:
     results: report.Results = {}
     with tempfile.TemporaryDirectory(prefix="px-bench-") as folder:
         for engines in options.engines:
-            processes = [Process(name, folder) for name in options.systems]
+            processes: list[Process] = []
             try:
+                for name in options.systems:
+                    processes.append(Process(name, folder))
                 for series in options.series:
+                    if SERIES[series].once and engines != options.engines[0]:
+                        continue  # it has numbers of engines of its own
                     by_system = results.setdefault(series, {}).setdefault(engines, {})
                     for _ in range(options.rounds):
                         for process in processes:
+                            if SERIES[series].once and by_system.get(process.name):
+                                continue
                             value = process.measure(series, engines, options.scale)
                             if value is not None:
                                 by_system.setdefault(process.name, []).append(value)
@@ -135,6 +147,8 @@ def run(options: argparse.Namespace) -> report.Results:
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     started = time.strftime("%Y-%m-%d %H:%M")
     results = run(options)
     print(report.table(results, options.systems))

@@ -45,6 +45,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
                     "rounds": by_system,
                     "ratios": ratios,
                     "targets": SERIES[series].targets or {},
+                    "goal": SERIES[series].goal,
                 }
             )
     return found
@@ -68,6 +69,8 @@ def table(results: Results, systems: list[str]) -> str:
                 cell += f" ({row['ratios'][system]:.2g}x"
                 wanted = row["targets"].get(system)
                 cell += f", wanted {wanted:.2g}x)" if wanted else ")"
+            if row["goal"] and system.startswith("pxcompat"):
+                cell += f", wanted {row['goal']:.2g}"
             cells.append(cell)
         lines.append(f"| {row['title']}, {row['unit']} | {row['engines']} | {' | '.join(cells)} |")
     return "\n".join(lines)

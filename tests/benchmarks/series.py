@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +35,12 @@ class Series:
         What the names of the systems begin with that are measured.
     fresh
         Whether the series starts and stops a cluster of its own.
+    once
+        Whether it is measured once, whatever the number of engines and rounds.
     targets
         The ratio to ipyparallel wanted, by system.
+    goal
+        The figure wanted of every system whose name begins with "pxcompat".
     """
 
     title: str
@@ -45,6 +50,8 @@ class Series:
     measure: Measure
     only: str = ""
     fresh: bool = False
+    once: bool = False
+    goal: float | None = None
     targets: dict[str, float] | None = None
 
 
@@ -133,6 +140,59 @@ def _start(system: System, n: int, scale: float) -> float:
     seconds = time.perf_counter() - started
     system.stop()
     return seconds
+
+
+def _slope(points: dict[int, float]) -> float:
+    """The slope of the line that fits best; and, on stderr, how well."""
+    line = statistics.linear_regression(list(points), list(points.values()))
+    fit = statistics.correlation(list(points), list(points.values()))
+    figures = ", ".join(f"{n}: {value:.4g}" for n, value in points.items())
+    print(f"{figures}; slope {line.slope:.4g}, correlation {fit:.4f}", file=sys.stderr, flush=True)
+    return line.slope
+
+
+def _broadcast(client: Any) -> float:
+    """Milliseconds that an apply to all engines takes."""
+    view = client[:]
+    view.apply_sync(nothing)
+    times = []
+    for _ in range(7):
+        started = time.perf_counter()
+        view.apply_sync(nothing)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1000
+
+
+def _growth(system: System, n: int, scale: float) -> float:
+    points = {}
+    for count in (8, 16, 32, 64):
+        count = max(1, int(count * scale))
+        system.start(count)
+        try:
+            points[count] = _broadcast(system.rc)  # type: ignore[attr-defined]
+        finally:
+            system.stop()
+    return _slope(points)
+
+
+def _crowd(system: System, n: int, scale: float) -> float:
+    points = {}
+    for count in (125, 250, 500, 1000):
+        count = max(1, int(count * scale))
+        client, close = system.crowd(count)  # type: ignore[attr-defined]
+        try:
+            points[count] = _broadcast(client)
+        finally:
+            close()
+    return _slope(points)
+
+
+def _queued(system: System, n: int, scale: float) -> float:
+    """What a request costs when 1,000 are queued, over what it costs when 10,000 are."""
+    few, many = max(10, int(1000 * scale)), max(100, int(10_000 * scale))
+    system.burst(few)
+    rates = {count: _rate(count, lambda: system.burst(count)) for count in (few, many)}  # noqa: B023
+    return rates[many] / rates[few]
 
 
 def _memory(system: System, n: int, scale: float) -> float:
@@ -227,6 +287,7 @@ SERIES: dict[str, Series] = {
         "more",
         "map",
         _five_milliseconds,
+        goal=0.92,
     ),
     "straggler": Series(
         "one call of 2 s among 2,000 of 1 ms: until the others are there",
@@ -273,6 +334,36 @@ SERIES.update(
         fresh=True,
         targets={"pxcompat-dask": 1 / 0.6},
     ),
+    queued=Series(
+        "10,000 requests queued by one client: speed of each, beside 1,000",
+        "of 1",
+        "more",
+        "burst",
+        _queued,
+        only="pxcompat",
+        once=True,
+        goal=0.9,
+    ),
+    growth=Series(
+        "apply_sync, all of 8 to 64 engines: cost of each further one",
+        "ms",
+        "less",
+        "rc",
+        _growth,
+        only="pxcompat-dask",
+        fresh=True,
+        once=True,
+    ),
+    crowd=Series(
+        "apply_sync, all of 125 to 1,000 simulated engines: cost of each further one",
+        "ms",
+        "less",
+        "crowd",
+        _crowd,
+        only="pxcompat-dask",
+        fresh=True,
+        once=True,
+    ),
     client_memory=Series(
         "client: growth over 200,000 balanced calls",
         "MB",
@@ -280,5 +371,6 @@ SERIES.update(
         "map",
         _client_memory,
         only="pxcompat",
+        once=True,
     ),
 )

@@ -29,6 +29,20 @@ def test_a_series_is_measured_and_reported(
     assert (tmp_path / "apply_one.png").stat().st_size
 
 
+@pytest.mark.slow
+def test_simulated_engines_answer_over_the_real_channel(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    main(
+        [
+            *("--series", "crowd", "--systems", "pxcompat-dask,dask-actor", "--engines", "2,4"),
+            *("--rounds", "2", "--scale", "0.01", "--json", str(path)),
+        ]
+    )
+    (row,) = json.loads(path.read_text())["rows"]  # once, whatever the numbers
+    assert row["engines"] == 2
+    assert list(row["rounds"]) == ["pxcompat-dask"] and len(row["rounds"]["pxcompat-dask"]) == 1
+
+
 def test_ratios_are_times_better_than_ipyparallel() -> None:
     less, more = report.rows(
         {

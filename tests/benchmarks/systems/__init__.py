@@ -28,7 +28,8 @@ class System(Protocol):
     def start(self, n: int) -> None:
         """Start a cluster and return when every engine has answered once."""
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """End what runs of it, if anything does."""
 
     def one(self) -> None:
         """A trivial call on one engine."""

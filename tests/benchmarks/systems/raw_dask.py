@@ -24,16 +24,22 @@ class Actor:
 
 
 class Base:
+    _client: Any = None
+    _cluster: Any = None
+
     def start(self, n: int) -> None:
         self._cluster = LocalCluster(n_workers=n, threads_per_worker=1, dashboard_address=None)
-        self._client: Any = Client(self._cluster, set_as_default=True)
+        self._client = Client(self._cluster, set_as_default=True)
         self._client.wait_for_workers(n)
         self._workers = list(self._client.scheduler_info(n_workers=-1)["workers"])
         self.all()
 
     def stop(self) -> None:
-        self._client.close()
-        self._cluster.close()
+        client, cluster, self._client, self._cluster = self._client, self._cluster, None, None
+        if client is not None:
+            client.close()
+        if cluster is not None:
+            cluster.close()
 
     def all(self) -> None:
         raise NotImplementedError

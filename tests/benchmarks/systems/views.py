@@ -13,6 +13,8 @@ class Views:
     def __init__(self, package: str, **options: Any) -> None:
         self._ipp: Any = importlib.import_module(package)
         self._options = options
+        self.rc: Any = None
+        self._cluster: Any = None
 
     def start(self, n: int) -> None:
         self._cluster = self._ipp.Cluster(n=n, log_level=40, **self._options)
@@ -23,8 +25,11 @@ class Views:
         self.all()
 
     def stop(self) -> None:
-        self.rc.close()
-        self._cluster.stop_cluster_sync()
+        rc, cluster, self.rc, self._cluster = self.rc, self._cluster, None, None
+        if rc is not None:
+            rc.close()
+        if cluster is not None:
+            cluster.stop_cluster_sync()
 
     def one(self) -> None:
         self._first.apply_sync(nothing)
@@ -62,7 +67,26 @@ class Views:
         assert len(self._everywhere.gather("part", block=True)) == len(array)
 
 
+class Pxcompat(Views):
+    def crowd(self, n: int) -> tuple[Any, Any]:
+        """A client of so many simulated engines, and what ends it and them."""
+        from ..crowd import Crowd
+
+        crowd = Crowd(n)
+        try:
+            client = self._ipp.Client(crowd.info, timeout=60)
+        except BaseException:
+            crowd.close()
+            raise
+
+        def close() -> None:
+            client.close()
+            crowd.close()
+
+        return client, close
+
+
 def make(name: str) -> Views:
     if name == "ipyparallel":
         return Views("ipyparallel")
-    return Views("pxcompat", backend=name.partition("-")[2])
+    return Pxcompat("pxcompat", backend=name.partition("-")[2])
