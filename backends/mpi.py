@@ -48,7 +48,7 @@ LAST_WORDS = 1
 #: seconds for the other ranks to leave the world too, when one ends in good order
 FAREWELL = 5
 #: characters that the path of a folder may have, for sockets in it to have valid ones
-LONGEST = 80
+LONGEST = 70
 
 
 class Worlds:
@@ -61,10 +61,13 @@ class Worlds:
     ----------
     end : callable
         ``end(key, reason)`` ends an engine at once.
+    folder : str
+        One that goes with the cluster, however that ends.
     """
 
-    def __init__(self, end: Callable[[str, str], None]) -> None:
+    def __init__(self, end: Callable[[str, str], None], folder: str) -> None:
         self._end = end
+        self._folder = folder
         #: by engine that has not ended
         self._worlds: dict[str, _World] = {}
         self._watching: set[asyncio.Task[None]] = set()
@@ -78,7 +81,7 @@ class Worlds:
         BackendError
             When something that is needed is not installed; says what to install.
         """
-        world = _World(command, keys)
+        world = _World(command, keys, self._folder)
         self._worlds.update(dict.fromkeys(keys, world))
         task = asyncio.ensure_future(self._watch(world))
         self._watching.add(task)
@@ -133,6 +136,8 @@ class _World:
         What starts its ranks, without the program that each is: ``["mpiexec", "-n", "4"]``.
     keys : sequence of str
         The engines, in the order of their ranks.
+    folder : str
+        Where its own is made, unless sockets there would have names that are too long.
 
     Raises
     ------
@@ -140,7 +145,7 @@ class _World:
         When something that is needed is not installed; says what to install.
     """
 
-    def __init__(self, command: Sequence[str], keys: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], keys: Sequence[str], folder: str) -> None:
         self.command = list(command)
         self.keys = list(keys)
         #: whether its end is meant, or has been dealt with
@@ -148,8 +153,8 @@ class _World:
         program = _program(command[0])
         if importlib.util.find_spec("mpi4py") is None:
             raise BackendError(f"an MPI world needs mpi4py, which is not installed: {INSTALL}")
-        short = len(tempfile.gettempdir()) <= LONGEST
-        self.folder = tempfile.mkdtemp(prefix="pxcompat-mpi-", dir=None if short else "/tmp")
+        short = len(folder) <= LONGEST
+        self.folder = tempfile.mkdtemp(prefix="pxcompat-mpi-", dir=folder if short else "/tmp")
         self._leash = -1
         try:
             # what mpiexec changes is what differs from this

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import signal
+import tempfile
 import time
 import uuid
 from collections import deque
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import dask
 from distributed import Scheduler, SchedulerPlugin
 from distributed.comm.core import Comm
 
@@ -90,7 +92,8 @@ class Registry(SchedulerPlugin):
         self._leaving: set[asyncio.Task[None]] = set()
         #: by address of an engine that is gone: what finds out why
         self._ending: dict[str, asyncio.Task[None]] = {}
-        self._worlds = Worlds(self._end_rank)
+        folder = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
+        self._worlds = Worlds(self._end_rank, folder)
         self.changed = asyncio.Condition()
         self._intervals: dict[str, Any] = {}
         for worker in scheduler.stream_comms:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
 import uuid
@@ -147,7 +148,7 @@ class Registry:
             timer.daemon = True
             timer.start()
         self._ended = asyncio.Event()
-        self._worlds = Worlds(self._end_rank)
+        self._worlds = Worlds(self._end_rank, order["setup"]["folder"] or tempfile.gettempdir())
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def _background(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -49,6 +49,11 @@ def rank_processes() -> list[str]:
     return [line for line in lines if "rank.py" in line and tempfile.gettempdir() in line]
 
 
+def folders() -> list[Path]:
+    """Those of worlds."""
+    return list(Path(tempfile.gettempdir()).glob("**/pxcompat-mpi-*"))
+
+
 @pytest.fixture(scope="module")
 def world(backend: str, ipython_dir: None) -> Iterator[Any]:
     """A cluster whose engines are one world."""
@@ -59,7 +64,7 @@ def world(backend: str, ipython_dir: None) -> Iterator[Any]:
     cluster.wait_for_engines_sync(timeout=PATIENCE)
     yield cluster
     cluster.stop_cluster_sync()
-    wait_until(lambda: not rank_processes())
+    wait_until(lambda: not rank_processes() and not folders())
 
 
 @pytest.fixture
@@ -156,7 +161,7 @@ def test_a_world_ends_with_a_rank(rc: ipp.Client, world: Any, tmp_path: Path) ->
 def test_a_world_is_stopped_whole(rc: ipp.Client) -> None:
     rc.shutdown(rc.ids[0], block=True)
     wait_until(lambda: rc.ids == [])
-    wait_until(lambda: not rank_processes())
+    wait_until(lambda: not rank_processes() and not folders())
 
 
 @pytest.mark.parametrize(
