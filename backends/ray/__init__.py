@@ -13,6 +13,9 @@
 ``wire``           requests and replies as arguments and return values of actor calls
 ``order``          the backend's options
 ``backend``        in the client: :class:`pxcompat.protocol.Backend`
+``questions``      a client's questions that have no answer yet
+``ordering``       output, which comes by two ways, put into order
+``announcing``     what waits where engines and registry cannot see it, told to them
 ``connecting``     how a client comes to the registry, and to engines where there are none
 ``adoption``       nodes of somebody else's Ray, and what they lack
 ``following``      engines on those nodes as they come and go

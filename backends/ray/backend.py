@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import pickle
 import queue
@@ -22,14 +21,13 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from pxcompat.engine import engine_of_process
-from pxcompat.error import BackendError, EngineError
+from pxcompat.error import EngineError
 from pxcompat.protocol import (
     Capabilities,
     EngineInfo,
     EventSink,
     Frames,
     Handle,
-    OutputEvent,
     Part,
     Reply,
     Request,
@@ -37,11 +35,14 @@ from pxcompat.protocol import (
 
 from ..answers import accepted, cancelled
 from . import registry, session
+from .announcing import ANNOUNCE, Announcer
 from .balanced import Placer
 from .collections import put_together, take_apart
 from .connecting import greet, populate
 from .objects import Kept, StoredObject, accept, pack_natives
+from .ordering import Outputs
 from .outbox import Call, Outbox, Pace
+from .questions import Questions
 from .wire import (
     LARGE,
     StoredFrames,
@@ -59,12 +60,8 @@ log = logging.getLogger("pxcompat.ray")
 
 #: seconds for the registry to say why an engine's calls fail
 LAST_WORDS = 3
-#: requests whose output is being put into order
-OUTPUTS = 10_000
 #: seconds for Ray to find out whether an engine's node is gone
 OUTAGE = 30
-#: seconds after which a request that has no reply is announced to its engine
-ANNOUNCE = 0.1
 #: seconds for the last client on somebody else's Ray to take all along
 LEAVING = 8
 #: handles kept of an engine's calls, by their names
@@ -116,16 +113,6 @@ class _Loop:
         self._events.put(callback)
 
 
-class _Output:
-    """Puts the output events of a request, which come by two ways, into order."""
-
-    def __init__(self) -> None:
-        self.next = 0
-        self.early: dict[int, OutputEvent] = {}
-        #: how many there are, once that is known
-        self.total: int | None = None
-
-
 class RayBackend:
     """:class:`pxcompat.protocol.Backend` on Ray.
 
@@ -147,18 +134,14 @@ class RayBackend:
         self._lock = threading.Lock()
         self._engines: dict[str, _Engine] = {}
         self._met = threading.Condition()
-        self._outputs: OrderedDict[str, _Output] = OrderedDict()
-        self._questions: dict[int, tuple[Future[Any], str]] = {}
-        self._call_ids = itertools.count()
+        self._outputs = Outputs()
+        self._questions = Questions()
         self.pace = Pace()
         self._placer = Placer(self)
         #: whatever arrives, for the one thread that tells the sink
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="pxcompat-ray", daemon=True)
-        self._announcer = threading.Thread(
-            target=self._announce_late, name="pxcompat-ray-announce", daemon=True
-        )
-        self._something_sent = threading.Event()
+        self._announcer = Announcer(self)
         self._closed = False
         #: set when nothing more is to come
         self._ended = threading.Event()
@@ -251,11 +234,11 @@ class RayBackend:
                 self._down(*fields)
             elif kind == "output":
                 msg_id, *event = fields
-                self._output(msg_id, unpack_output(*event))
+                self._outputs.take(self.sink, msg_id, unpack_output(*event))
             elif kind == "reply":
                 self._mailed_reply(unpack_reply(*fields))
             elif kind == "answer":
-                self._answer(*fields)
+                self._questions.answer(*fields)
 
     def _meet(self, info: Mapping[str, Any], handle: Any) -> None:
         engine = _Engine(EngineInfo(**info), handle, self)
@@ -300,35 +283,10 @@ class RayBackend:
         for key in list(self._engines):
             self._engines.pop(key)
             self.sink.engine_down(key, reason)
-        with self._lock:
-            questions, self._questions = self._questions, {}
-        for future, name in questions.values():
-            future.set_exception(EngineError(f"{name} is out of reach: {reason}"))
+        self._questions.lost(reason)
         self._placer.close()
         self.sink.disconnected(reason)
         self._end_if_idle()
-
-    def _output(self, msg_id: str, event: OutputEvent) -> None:
-        if event.seq < 0:  # of a thread, or a widget, when its request has ended
-            self.sink.output(msg_id, event)
-            return
-        state = self._outputs.setdefault(msg_id, _Output())
-        state.early[event.seq] = event
-        while state.next in state.early:
-            self.sink.output(msg_id, state.early.pop(state.next))
-            state.next += 1
-        if state.next == state.total:
-            del self._outputs[msg_id]
-        elif len(self._outputs) > OUTPUTS:  # of engines that ended before their requests
-            self._outputs.popitem(last=False)
-
-    def _complete(self, reply: Reply) -> None:
-        """Note how much output a request has."""
-        state = self._outputs.get(reply.msg_id)
-        if state is not None:
-            state.total = reply.outputs
-            if state.next >= state.total:
-                del self._outputs[reply.msg_id]
 
     def _mailed_reply(self, reply: Reply) -> None:
         """A reply that did not wait for its call to end, or of what was announced, nested, or
@@ -348,7 +306,7 @@ class RayBackend:
                     engine.announced.discard(reply.msg_id)
             self._placer.finished([reply.msg_id for reply in replies])
         for reply in replies:
-            self._complete(reply)
+            self._outputs.complete(reply)
             self.sink.reply(reply)
 
     def _given_back(self, engine: _Engine, reply: Reply) -> bool:
@@ -393,8 +351,7 @@ class RayBackend:
                     self._ask_to_run(engine, request)
             if direct and engine.outbox.add(direct):
                 self._events.put(lambda: None)  # for the thread to see when it has to leave
-        if not self._something_sent.is_set():
-            self._something_sent.set()
+        self._announcer.wake()
         for request in direct:
             if request.header.get("track"):
                 self._events.put(functools.partial(self.sink.sent, request.msg_id))
@@ -450,7 +407,7 @@ class RayBackend:
             for kind, *fields in said:
                 if kind == "output":
                     msg_id, *event = fields
-                    self._output(msg_id, unpack_output(*event))
+                    self._outputs.take(self.sink, msg_id, unpack_output(*event))
             replies = [unpack_reply(*fields) for kind, *fields in said if kind == "reply"]
             with self._lock:
                 for reply in replies:
@@ -498,7 +455,7 @@ class RayBackend:
 
     def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         self._placer.submit(requests, candidates)
-        self._something_sent.set()  # the registry is told of what waits, also where no engine is
+        self._announcer.wake()  # the registry is told of what waits, also where no engine is
 
     def fetch(self, stored: StoredFrames) -> Frames:
         """Bring frames from the object store; theirs is memory of this process."""
@@ -556,20 +513,18 @@ class RayBackend:
     # -- questions -----------------------------------------------------------------------
 
     def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
-        answer: Future[Any] = Future()
         engine = None if key is None else self._engines.get(key)
         if key is not None and engine is None:
+            answer: Future[Any] = Future()
             answer.set_exception(EngineError(f"there is no engine {key}"))
             return answer
         name = "the cluster's registry" if engine is None else f"engine {engine.info.id}"
-        with self._lock:
-            call_id = next(self._call_ids)
-            self._questions[call_id] = (answer, name)
+        call_id, answer = self._questions.new(name)
         try:
             with self._connected():
                 self._ask(call_id, engine, op, dict(args))
         except EngineError as error:
-            self._answer(call_id, None, str(error))
+            self._questions.answer(call_id, None, str(error))
         return answer
 
     def _ask(self, call_id: int, engine: _Engine | None, op: str, args: dict[str, Any]) -> None:
@@ -585,19 +540,6 @@ class RayBackend:
             self._registry.note.remote(me, self._placer.unassigned())
         self._registry.command.remote(me, call_id, op, args)
 
-    def _answer(self, call_id: int, ok: bool | None, value: Any) -> None:
-        with self._lock:
-            asked = self._questions.pop(call_id, None)
-        if asked is None:
-            return
-        future, name = asked
-        if ok:
-            future.set_result(value)
-        elif ok is None:
-            future.set_exception(EngineError(f"{name} is out of reach: {value}"))
-        else:
-            future.set_exception(BackendError(f"{name} answers: {value}"))
-
     def _unannounced(self, engine: _Engine, age: float) -> list[tuple[Any, ...]]:
         """Heads of requests sent to an engine, without reply for so many seconds, of which
         it has not been told but by the calls themselves."""
@@ -612,37 +554,34 @@ class RayBackend:
                     heads.append(pack_request(request)[0])
         return heads
 
-    def _announce_late(self) -> None:
-        """Tell engines what waits for them in Ray's queue, where nobody else can see it, and
-        the registry what waits here."""
-        while not self._ended.is_set():
-            self._something_sent.wait()
-            self._something_sent.clear()
-            pause, noted = ANNOUNCE, False
-            while not self._ended.wait(pause):
-                waiting = self._placer.unassigned()
-                # ids of very many are not told often
-                pause = max(ANNOUNCE, len(waiting) * ANNOUNCE / 1000)
-                try:
-                    with self._connected():
-                        if waiting or noted:
-                            self._registry.note.remote(self.sink.session, waiting)
-                        self._announce()
-                except EngineError:
-                    return  # disconnected
-                noted = bool(waiting)
-                with self._lock:
-                    told = all(len(e.announced) == len(e.sent) for e in self._engines.values())
-                balanced = self._placer.take_back()
-                if told and not (noted or balanced):
-                    break
+    def unassigned(self) -> list[str]:
+        """Ids of balanced requests that no engine has."""
+        return self._placer.unassigned()
 
-    def _announce(self) -> None:
-        for engine in list(self._engines.values()):
-            if heads := self._unannounced(engine, ANNOUNCE):
-                self._registry.ask.remote(
-                    self.sink.session, -1, engine.info.key, "announce", {"announced": heads}
-                )
+    def announce(self, unassigned: list[str] | None, age: float) -> None:
+        """Tell the registry what waits here, unless None, and engines what has had no reply for
+        so many seconds.
+
+        Raises
+        ------
+        EngineError
+            When the process is not connected any more.
+        """
+        me = self.sink.session
+        with self._connected():
+            if unassigned is not None:
+                self._registry.note.remote(me, unassigned)
+            for engine in list(self._engines.values()):
+                if heads := self._unannounced(engine, age):
+                    args = {"announced": heads}
+                    self._registry.ask.remote(me, -1, engine.info.key, "announce", args)
+
+    def settled(self) -> bool:
+        """Whether all that was sent has been announced, and no balanced call is with an engine;
+        those behind one that takes long are taken back."""
+        with self._lock:
+            told = all(len(e.announced) == len(e.sent) for e in self._engines.values())
+        return not self._placer.take_back() and told
 
     def cancel(self, key: str | None, msg_ids: Sequence[str]) -> Future[list[str]]:
         if key is None:
@@ -760,7 +699,6 @@ class RayBackend:
         self._events.put(self._end_if_idle)
         if threading.current_thread() is not self._thread and not self.busy:
             self._thread.join(timeout)
-            self._announcer.join(timeout)
 
     def wait_until_ended(self) -> None:
         """Once closed, wait for the replies to what was outstanding."""
@@ -777,8 +715,7 @@ class RayBackend:
         if not self._closed or self._ended.is_set() or self.busy:
             return
         self._ended.set()
-        self._something_sent.set()
-        self._announcer.join()
+        self._announcer.stop()
         with contextlib.suppress(EngineError), self._connected():
             goodbye = self._registry.goodbye.remote(self.sink.session)
             if self.adopted:  # if we were the last, all that is ours goes before we do
