@@ -1,4 +1,7 @@
-"""Both sides of the comparison, each run once, in a process of its own, for the tests selected."""
+"""The sides of the comparison, each run once, in a process of its own, for the tests selected.
+
+``PXCOMPAT_TEST_BACKEND`` names the backends, separated by commas (default: dask).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from .reader import load, matches
 
 SNIPPETS = load()
 HERE = Path(__file__).parent
+BACKENDS = os.environ.get("PXCOMPAT_TEST_BACKEND", "dask").split(",")
 #: seconds that one side may take for all snippets
 TIMEOUT = 900
 
@@ -42,16 +46,16 @@ def _outcomes(side: str, code: int, names: list[str], folder: Path) -> dict[str,
 def outcomes(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, str]]:
-    """Snippet name -> outcome, under ``ipyparallel`` and under ``pxcompat``."""
-    names = [
-        item.callspec.params["snippet"].name
+    """Snippet name -> outcome, under ``ipyparallel`` and under each backend's name."""
+    chosen = {
+        item.callspec.params["snippet"].name: None
         for item in request.session.items
         if isinstance(item, pytest.Function) and "outcomes" in item.fixturenames
-    ]
-    backend = os.environ.get("PXCOMPAT_TEST_BACKEND", "dask")
+    }
+    names = list(chosen)
     root = tmp_path_factory.mktemp("parity")
-    sides = {"ipyparallel": "ipyparallel", "pxcompat": backend}
-    processes = {side: _start(name, names, root / side) for side, name in sides.items()}
+    sides = ["ipyparallel", *BACKENDS]
+    processes = {side: _start(side, names, root / side) for side in sides}
     found = {}
     try:
         for side, process in processes.items():
@@ -64,7 +68,11 @@ def outcomes(
     for attempt in ("second", "third"):
         # ipyparallel's own races (its control channel overtakes, output lags): it is asked
         # again where the two differ; we never are
-        unclear = [n for n in names if _differ(n, found["ipyparallel"][n], found["pxcompat"][n])]
+        unclear = [
+            name
+            for name in names
+            if any(_differ(name, found["ipyparallel"][name], found[b][name]) for b in BACKENDS)
+        ]
         if not unclear:
             break
         again = _start("ipyparallel", unclear, root / attempt)

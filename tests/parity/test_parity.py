@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from .conftest import BACKENDS
 from .reader import Snippet, load, matches
 
 SNIPPETS = load().values()
@@ -15,10 +16,11 @@ SNIPPETS = load().values()
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60, func_only=True)]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.name)
-def test_outcome(snippet: Snippet, outcomes: dict[str, dict[str, str]]) -> None:
+def test_outcome(snippet: Snippet, backend: str, outcomes: dict[str, dict[str, str]]) -> None:
     theirs = outcomes["ipyparallel"][snippet.name]
-    ours = outcomes["pxcompat"][snippet.name]
+    ours = outcomes[backend][snippet.name]
     if not snippet.expected:
         assert ours == theirs, snippet.code
         return
