@@ -431,6 +431,7 @@ class RayBackend:
             ids = [r.msg_id for r in call.requests if r.msg_id not in engine.released]
             left = [msg_id for msg_id in ids if engine.sent.pop(msg_id, None) is not None]
             engine.announced.difference_update(ids)
+            engine.released.difference_update(r.msg_id for r in call.requests)
         if isinstance(failure, RayTaskError):
             for msg_id in left:
                 self._fail(engine, msg_id, f"its engine could not run it: {failure}")

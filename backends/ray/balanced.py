@@ -87,17 +87,20 @@ class Placer:
             share = -(-len(self._waiting) // len(free)) if free else 0
             for load, _, index in free:
                 engine = engines[index]
-                if taken := self._take(engine.info.key, min(room - load, share)):
+                if taken := self._take(engine, min(room - load, share)):
                     return engine, taken
             return None
 
-    def _take(self, key: str, most: int) -> list[Request]:
+    def _take(self, engine: Any, most: int) -> list[Request]:
         """The first that may run on an engine, no longer waiting."""
+        key = engine.info.key
         taken: list[Request] = []
         passed: list[_Waiting] = []
         while self._waiting and len(taken) < most:
             waiting = self._waiting.popleft()
-            if waiting.candidates is None or key in waiting.candidates:
+            # what it gave back comes there no second time before it has refused the first
+            refuses = waiting.request.msg_id in engine.released
+            if not refuses and (waiting.candidates is None or key in waiting.candidates):
                 taken.append(waiting.request)
                 self._placed[waiting.request.msg_id] = (key, waiting)
             else:

@@ -200,8 +200,8 @@ class Engine:
                     if not coming or msg_id in self._records:
                         continue
                     self._refuse(msg_id)
-                elif task.state != "queued":
-                    continue
+                elif task.state != "queued" or (coming and not task.announced):
+                    continue  # the next to begin, where the backend keeps those that wait
                 else:
                     if task.announced:
                         self._refuse(msg_id)
