@@ -24,7 +24,8 @@ from .children import ResultClient, error_of, known, merged, reply_error_of, val
 from .display import ExecuteReply
 from .engine.nested import help_until
 from .futures import Latch, MessageFuture
-from .mapping import RoundRobinMap
+from .joining import join_arrays
+from .mapping import RoundRobinMap, dists
 from .progress import wait_with_bar
 from .requestinfo import RequestInfo
 from .waiting import Countdown, Items, SendTracker, seconds, wait_for
@@ -523,6 +524,14 @@ class AsyncMapResult(AsyncResult):
             return_exceptions=return_exceptions,
             chunk_sizes=chunk_sizes,
         )
+
+    def _load(self) -> tuple[Any, BaseException | None]:
+        with self._lock:
+            if self._loaded is None and type(self._mapObject) in dists.values():
+                whole = join_arrays(self._children, self._mapObject)
+                if whole is not None:
+                    self._loaded = whole, None
+            return super()._load()
 
     def _reconstruct_result(self, values: list[Any]) -> Any:
         if not values:

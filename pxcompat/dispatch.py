@@ -454,7 +454,7 @@ class Dispatcher:
                 nbytes = sum(memoryview(frame).nbytes for frame in pickled)
             else:
                 nbytes = pickled.nbytes
-            self._end(future, key, "ok", lambda: future.finish(pickled, _load), nbytes)
+            self._end(future, key, "ok", lambda: future.finish(pickled, _load, nbytes), nbytes)
 
     def _with_id(self, content: dict[str, Any], key: str | None) -> dict[str, Any]:
         info = dict(content.get("engine_info") or {})
@@ -496,9 +496,9 @@ class Dispatcher:
         future.output_latch.set()
 
 
-def _load(result: Frames | LargeResult) -> Any:
-    """The value of a result, brought here if it is elsewhere."""
-    return serialize.loads(result if isinstance(result, list) else result.fetch())
+def _load(result: Frames | LargeResult, *, copy: bool = True) -> Any:
+    """The value of a result, brought here if it is elsewhere; see :meth:`LargeResult.fetch`."""
+    return serialize.loads(result if isinstance(result, list) else result.fetch(copy=copy))
 
 
 def _datetime(seconds: float) -> datetime:

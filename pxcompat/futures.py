@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError, Future, InvalidStateError, wait as wait_for_all
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .protocol import Frames, LargeResult, OutputEvent
 
@@ -24,6 +24,14 @@ __all__ = [
 ]
 
 Listener = Callable[[OutputEvent], None]
+
+
+class Decode(Protocol):
+    """Unpickles a result; without ``copy`` the value may share memory, and be read-only."""
+
+    def __call__(self, result: Frames | LargeResult, /, *, copy: bool = True) -> Any: ...
+
+
 AnyFuture = TypeVar("AnyFuture", bound=Future[Any])
 
 log = logging.getLogger("pxcompat")
@@ -258,8 +266,10 @@ class MessageFuture(Future[Any]):
         self.items_done = 0
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
+        #: of the result, pickled
+        self.nbytes = 0
         self._pickled: Frames | LargeResult | None = None
-        self._decode: Callable[[Frames | LargeResult], Any] | None = None
+        self._decode: Decode | None = None
         self._value: Any = None
         self._failure: BaseException | None = None
 
@@ -319,6 +329,21 @@ class MessageFuture(Future[Any]):
             # an interrupt gets past this, and the result can be asked for again
             self._decode = self._pickled = None
 
+    def lend(self) -> Any:
+        """The result, for one who copies from it and is then done with it.  Only when done.
+
+        It is not kept, and may be read-only, unless somebody has asked for it before.
+        """
+        with self._lock:
+            if self._decode is None:
+                return self._value
+            return self._decode(self._pickled or [], copy=False)
+
+    def settle(self, value: Any) -> None:
+        """Have a value that is equal to the result in its place."""
+        with self._lock:
+            self._value, self._decode, self._pickled = value, None, None
+
     def listen(self, listener: Listener, replay: Callable[[Metadata], None]) -> Callable[[], None]:
         """Hear every output event from now on, after ``replay(metadata)`` of the past.
 
@@ -348,12 +373,10 @@ class MessageFuture(Future[Any]):
             for listener in listeners:
                 listener(event)
 
-    def finish(
-        self, pickled: Frames | LargeResult, decode: Callable[[Frames | LargeResult], Any]
-    ) -> None:
+    def finish(self, pickled: Frames | LargeResult, decode: Decode, nbytes: int = 0) -> None:
         """End well, with a result that ``decode`` unpickles when it is asked for."""
         with self._lock:
-            self._pickled, self._decode = pickled, decode
+            self._pickled, self._decode, self.nbytes = pickled, decode, nbytes
         super().set_result(None)
 
     def finish_value(self, value: Any) -> None:

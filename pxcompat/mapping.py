@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Set, Sized
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 __all__ = ["Map", "RoundRobinMap", "as_sequence", "dists", "is_array", "mappable"]
@@ -67,6 +67,11 @@ class Map:
             return listOfPartitions
         return [item for part in listOfPartitions for item in _items(part)]
 
+    def places(self, lengths: Sequence[int]) -> list[slice]:
+        """Where in the whole parts of such lengths are."""
+        ends = list(accumulate(lengths))
+        return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+
     @staticmethod
     def _length(seq: Any, p: int, q: int, n: int | None) -> int:
         if not 0 <= p < q:
@@ -97,15 +102,18 @@ class RoundRobinMap(Map):
             return self.flatten_list(listOfPartitions)
         return listOfPartitions
 
+    def places(self, lengths: Sequence[int]) -> list[slice]:
+        """Where in the whole parts of such lengths are."""
+        return [slice(p, None, len(lengths)) for p in range(len(lengths))]
+
     def flatten_array(self, listOfPartitions: Sequence[Any]) -> Any:
         """Arrays interleaved along their first axis."""
         numpy: Any = sys.modules["numpy"]
-        q = len(listOfPartitions)
-        length = sum(len(part) for part in listOfPartitions)
-        shape = (length, *listOfPartitions[0].shape[1:])
+        lengths = [len(part) for part in listOfPartitions]
+        shape = (sum(lengths), *listOfPartitions[0].shape[1:])
         whole = numpy.empty(shape, dtype=numpy.result_type(*listOfPartitions))
-        for p, part in enumerate(listOfPartitions):
-            whole[p::q] = part
+        for place, part in zip(self.places(lengths), listOfPartitions, strict=True):
+            whole[place] = part
         return whole
 
     def flatten_list(self, listOfPartitions: Sequence[Any]) -> list[Any]:

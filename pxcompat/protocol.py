@@ -63,8 +63,11 @@ class LargeResult(Protocol):
 
     nbytes: int
 
-    def fetch(self) -> Frames:
+    def fetch(self, *, copy: bool = True) -> Frames:
         """The frames, brought to this process.
+
+        With ``copy`` they are this process's alone, and writable; without, they may be memory
+        that it shares, for one who is soon done with them.
 
         Raises
         ------

@@ -94,16 +94,10 @@ class Channel:
         writer = asyncio.create_task(self._write())
         try:
             while True:
-                for message in await self._comm.read():
-                    if message[0] in ("share?", "share!", "mapped"):
-                        reply = self.sharing.hear(message)
-                        if reply is not None:
-                            self.send(reply)
-                        continue
-                    message, tickets = self.sharing.incoming(message)
-                    for ticket in tickets:
-                        self.send(("mapped", ticket))
-                    answer = self._on_message(message)
+                messages = deque(await self._comm.read())
+                # none is held on to while the next are waited for: it may be large
+                while messages:
+                    answer = self._hear(messages.popleft())
                     if answer is not None:
                         await answer
         except (CommClosedError, OSError):
@@ -114,28 +108,44 @@ class Channel:
             self.sharing.close()
             self._comm.abort()
 
+    def _hear(self, message: Message) -> Any:
+        """Take a message in; what :attr:`_on_message` returns of it."""
+        if message[0] in ("share?", "share!", "mapped"):
+            reply = self.sharing.hear(message)
+            if reply is not None:
+                self.send(reply)
+            return None
+        message, tickets = self.sharing.incoming(message)
+        for ticket in tickets:
+            self.send(("mapped", ticket))
+        return self._on_message(message)
+
     async def _write(self) -> None:
         try:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
                 self._scheduled = False
-                batch = []
-                sent = []
-                while self._outgoing:
-                    message, on_sent = self._outgoing.popleft()
-                    batch.append(_without_sharing(message) if self._shares_memory else message)
-                    if on_sent is not None:
-                        sent.append(on_sent)
-                if not batch:
-                    continue
-                await self._comm.write(batch, on_error="raise")
-                await self._flushed()
-                self._room.set()
-                for on_sent in sent:
-                    on_sent()
+                await self._write_out()
         except (CommClosedError, OSError):
             self._comm.abort()  # the reader notices, and tells
+
+    async def _write_out(self) -> None:
+        """Write what waits; nothing holds on to it afterwards."""
+        batch = []
+        sent = []
+        while self._outgoing:
+            message, on_sent = self._outgoing.popleft()
+            batch.append(_without_sharing(message) if self._shares_memory else message)
+            if on_sent is not None:
+                sent.append(on_sent)
+        if not batch:
+            return
+        await self._comm.write(batch, on_error="raise")
+        await self._flushed()
+        self._room.set()
+        for on_sent in sent:
+            on_sent()
 
     async def _flushed(self) -> None:
         """Wait until the operating system has taken all that was written."""

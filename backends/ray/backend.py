@@ -77,9 +77,9 @@ class _Result(StoredFrames):
         super().__init__(ref, nbytes)
         self._backend = backend
 
-    def fetch(self) -> Frames:
+    def fetch(self, *, copy: bool = True) -> Frames:
         """The frames, brought here."""
-        return self._backend.fetch(self)
+        return self._backend.fetch(self, copy=copy)
 
 
 class _Engine:
@@ -458,11 +458,11 @@ class RayBackend:
         self._placer.submit(requests, candidates)
         self._announcer.wake()  # the registry is told of what waits, also where no engine is
 
-    def fetch(self, stored: StoredFrames) -> Frames:
-        """Bring frames from the object store; theirs is memory of this process."""
+    def fetch(self, stored: StoredFrames, *, copy: bool = True) -> Frames:
+        """Bring frames from the object store, into memory of this process or as they are there."""
         try:
             with self._connected():
-                frames = unpack_frames(ray.get(stored.ref))
+                frames = unpack_frames(ray.get(stored.ref), copy=copy)
         except RayError as error:
             raise EngineError(
                 f"a result of {stored.nbytes} bytes is lost: it was not fetched before the node "

@@ -85,8 +85,8 @@ class _Held(StoredFrames):
         super().__init__(number, nbytes)
         self._backend = backend
 
-    def fetch(self) -> Frames:
-        """The frames, brought here."""
+    def fetch(self, *, copy: bool = True) -> Frames:
+        """The frames, brought here; they are this process's anyway."""
         return unpack_frames(self._backend.ask("fetch", self.ref).result()) or []
 
 

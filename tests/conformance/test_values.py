@@ -13,6 +13,8 @@ import pytest
 import pxcompat as ipp
 from pxcompat import error
 
+from .conftest import PATIENCE
+
 np = pytest.importorskip("numpy")
 
 
@@ -210,6 +212,20 @@ def test_scatter_and_gather(rc: ipp.Client) -> None:
     array = np.random.random((11, 3))
     view.scatter("part", array, block=True)
     assert (view.gather("part", block=True) == array).all()
+
+
+@pytest.mark.parametrize("dist", ["b", "r"])
+def test_large_arrays_are_gathered_without_a_second_copy(rc: ipp.Client, dist: str) -> None:
+    view = rc[:]
+    array = np.arange(500_001 * len(view.targets)).reshape(-1, 3)
+    view.scatter("part", array, dist=dist, block=True)
+    result = view.gather("part", dist=dist, block=False)
+    whole = result.get(PATIENCE)
+    assert (whole == array).all()
+    assert whole.flags.writeable
+    for engine, part in result.get_dict().items():
+        assert np.shares_memory(part, whole)
+        assert (part == rc.direct_view(engine).pull("part", block=True)).all()
 
 
 def test_what_cannot_be_pickled_is_named(e0: ipp.DirectView) -> None:
