@@ -25,7 +25,7 @@ from .display import ExecuteReply
 from .engine.nested import help_until
 from .futures import Latch, MessageFuture
 from .joining import join_arrays
-from .mapping import RoundRobinMap, dists
+from .mapping import Map, RoundRobinMap
 from .progress import wait_with_bar
 from .requestinfo import RequestInfo
 from .waiting import Countdown, Items, SendTracker, seconds, wait_for
@@ -33,6 +33,9 @@ from .waiting import Countdown, Items, SendTracker, seconds, wait_for
 __all__ = ["AsyncHubResult", "AsyncMapResult", "AsyncResult", "ExecuteReply"]
 
 Child = MessageFuture | str
+
+#: whose ``joinPartitions`` is known; a subclass may have another
+_JOINED = (Map, RoundRobinMap)
 
 
 class JoinsPartitions(Protocol):
@@ -527,8 +530,9 @@ class AsyncMapResult(AsyncResult):
 
     def _load(self) -> tuple[Any, BaseException | None]:
         with self._lock:
-            if self._loaded is None and type(self._mapObject) in dists.values():
-                whole = join_arrays(self._children, self._mapObject)
+            mapping = self._mapObject
+            if self._loaded is None and isinstance(mapping, Map) and type(mapping) in _JOINED:
+                whole = join_arrays(self._children, mapping)
                 if whole is not None:
                     self._loaded = whole, None
             return super()._load()
