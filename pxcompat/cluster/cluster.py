@@ -409,6 +409,7 @@ class Cluster(ClusterFile, LoggingConfigurable):
             started = EngineSet(self._running, engine_set_id, [], mpi)
             if n:  # none to start is said to no backend
                 started.names = started.start(backend, n, self._settings.start_timeout)
+                self._running.watch.expect(started.names)
             started.record()
             self.engines = {**self.engines, engine_set_id: started}
             return engine_set_id
@@ -574,6 +575,7 @@ class Cluster(ClusterFile, LoggingConfigurable):
             for set_id in list(self.engines) if engine_set_id is None else [engine_set_id]:
                 engine_set = self.engines[set_id]
                 self.log.info("Restarting engine(s): %s", set_id)
+                self._running.watch.settle(engine_set.names, timeout=self.engine_timeout)
                 keys = self._up(engine_set.names)
                 self._restart(keys)
                 up = {self._running.watch.engines[key].name for key in self._up(engine_set.names)}

@@ -23,6 +23,8 @@ class EngineWatch:
         self._changed = threading.Condition()
         self._engines: dict[str, EngineInfo] = {}
         self._down: dict[str, str] = {}
+        #: of engines that were started, and of which nothing has been heard
+        self._expected: set[str] = set()
         self._lost: str | None = None
 
     @property
@@ -74,6 +76,18 @@ class EngineWatch:
             if not self._wait(ready, timeout):
                 raise TimeoutError(f"{up} of {len(names)} engines registered within {timeout:g} s")
 
+    def expect(self, names: Collection[str]) -> None:
+        """Engines were started that are to be heard of."""
+        with self._changed:
+            heard = {info.name for info in self._engines.values()} | self._down.keys()
+            self._expected.update(name for name in names if name not in heard)
+
+    def settle(self, names: Collection[str], *, timeout: float) -> None:
+        """Wait until those of these engines that were just started are up, or have ended."""
+        if not self._wait(lambda: self._expected.isdisjoint(names), timeout):
+            left = len(self._expected.intersection(names))
+            raise TimeoutError(f"{left} engines are still starting after {timeout:g} s")
+
     def wait_gone(self, keys: Collection[str], *, timeout: float) -> None:
         """Wait until none of these engines is up any more."""
         if not self._wait(lambda: not self._engines.keys() & set(keys), timeout):
@@ -104,12 +118,15 @@ class EngineWatch:
         with self._changed:
             self._engines[info.key] = info
             self._down.pop(info.name, None)  # it was restarted
+            self._expected.discard(info.name)
             self._changed.notify_all()
 
     def engine_down(self, key: str, reason: str) -> None:
         with self._changed:
             info = self._engines.pop(key, None)
-            self._down[info.name if info is not None else key] = reason
+            name = info.name if info is not None else key
+            self._down[name] = reason
+            self._expected.discard(name)
             self._changed.notify_all()
 
     def disconnected(self, reason: str) -> None:

@@ -529,6 +529,25 @@ class TestCluster:
         cluster.stop_engines_sync()
         assert not engines
 
+    def test_a_restart_waits_for_engines_that_start(
+        self, provider: FakeProvider, cluster: Cluster
+    ) -> None:
+        cluster.start_cluster_sync(n=1)
+        launched = provider.launched[0]
+        launched.register = False
+        cluster.start_engines_sync(1, "late")
+        launched.register = True
+        (name,) = cluster.engines["late"].names
+        restart = threading.Thread(target=cluster.restart_engines_sync, args=["late"])
+        restart.start()
+        assert list(launched.engines) == ["key0"]
+        launched.engines[name] = EngineInfo(name, 1, pid=1, host="h")
+        for sink in launched.sinks:
+            sink.engine_up(launched.engines[name])
+        restart.join(TIMEOUT)
+        assert {key: info.id for key, info in launched.engines.items()} == {"key0": 0, "key2": 1}
+        assert cluster.engines["late"].names == [name]
+
     def test_engines_that_cannot_be_restarted(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
