@@ -352,7 +352,8 @@ class EngineSet:
                 " --engines=mpi`"
             )
         command = None if self.mpi is None else world_command(self.mpi, n)
-        return list(result(backend.start_engines(n, mpi=command), "start engines", timeout))
+        names = result(backend.start_engines(n, mpi=command), "start engines", timeout)
+        return list(names)  # Dask's messages have tuples
 
     def get_output(self, remove: bool = False) -> str:
         """The log files of these engines."""
