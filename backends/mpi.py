@@ -31,14 +31,17 @@ from collections.abc import Callable, Sequence
 
 from pxcompat.error import BackendError
 
-__all__ = ["INIT", "Worlds", "join"]
+__all__ = ["INIT", "Worlds", "join", "unlink_memory"]
 
 #: what ranks run in their namespace before anything else: ipengine's, with --mpi
 INIT = """\
 from mpi4py import MPI
 mpi_rank = MPI.COMM_WORLD.Get_rank()
 mpi_size = MPI.COMM_WORLD.Get_size()
+__import__("pxcompat.backends.mpi", fromlist=["unlink_memory"]).unlink_memory()
 """
+#: how MPICH names the memory that ranks of one host share
+MEMORY = "/dev/shm/mpich_shm_"
 #: how to get what is missing
 INSTALL = 'pip install "pxcompat[mpi]"'
 #: seconds for mpiexec to start a rank
@@ -268,6 +271,22 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
             raise BackendError("its MPI world ended before this engine was in it")
         content += part
     return content
+
+
+def unlink_memory() -> None:
+    """Take away the name of the memory that ranks of this host share, once all have mapped it.
+
+    MPICH does so when a world ends in good order; of one whose ranks are killed it would stay.
+    """
+    sys.modules["mpi4py.MPI"].COMM_WORLD.Barrier()
+    try:
+        with open("/proc/self/maps") as maps:
+            found = {line.split(maxsplit=5)[-1].strip() for line in maps if MEMORY in line}
+    except FileNotFoundError:
+        return  # no Linux: the name is not to be had
+    for name in found:
+        with contextlib.suppress(FileNotFoundError):  # another rank was quicker
+            os.unlink(name)
 
 
 def _leave() -> None:

@@ -46,7 +46,7 @@ def _leftovers() -> set[str]:
         except psutil.NoSuchProcess:
             continue
     folder = os.path.join(tempfile.gettempdir(), "pxcompat-*")
-    for pattern in (folder, "/dev/shm/pxcompat*"):
+    for pattern in (folder, "/dev/shm/pxcompat*", "/dev/shm/mpich*"):
         found.update(glob.glob(pattern))
     return found
 
