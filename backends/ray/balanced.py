@@ -135,6 +135,9 @@ class Placer:
             behind = backend.unanswered(engine)[1:]  # the first of all is what it is at
             with self._lock:
                 behind = [m for m in behind if m in self._placed and self._placed[m][0] == key]
+            # not those that it was asked for before: an answer that it has one no more would take
+            # back that it refuses it
+            behind = [m for m in behind if m not in engine.released]
             if behind:
                 released = backend.take_back(engine, behind)
                 released.add_done_callback(functools.partial(self._taken_back, key))
