@@ -399,7 +399,7 @@ class RayBackend:
             if call.shared:
                 said = pickle.loads(done.result())
             else:
-                head, late = done.result()
+                head, late = pickle.loads(done.result())
                 said = [("output", head[0], *event) for event in late]
                 if isinstance(head[5], int):
                     apart = _Result(apart, head[5], self)

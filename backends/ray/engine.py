@@ -152,12 +152,15 @@ class EngineActor:
 
     def run(
         self,
-        head: tuple[Any, ...],
+        head: tuple[Any, ...] | bytes,
         function: Any = None,
         arguments: Any = None,
         natives: Any = None,
     ) -> Any:
-        """Run a request; its reply with the last of its output, and a large result apart."""
+        """Run a request, which is pickled where it is small; its reply with the last of its
+        output, pickled, and a large result apart."""
+        if isinstance(head, bytes):
+            head, function, arguments = pickle.loads(head)
         request = unpack_request(head, function, arguments)
         request.natives = unpack_natives(natives)
         origin = _Called(self._post, request.header["client"])
@@ -167,7 +170,7 @@ class EngineActor:
         self._engine.run_now(request, origin)
         reply, apart = pack_reply(origin.answer, in_band=request.header.get("in_band", False))
         late = self._post.take_back(origin.session, {request.msg_id})
-        return (reply, [message[2:] for message in late]), apart
+        return pickle.dumps((reply, [message[2:] for message in late]), protocol=5), apart
 
     def run_all(self, packed: bytes) -> bytes:
         """Run requests that share a call, one after the other; what there is to say of them that

@@ -6,6 +6,7 @@ They travel beside the pickled arguments of a call, so that Ray knows who has th
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,7 +108,7 @@ class Kept:
         """The value, on an engine's thread."""
         who = f"engine {self.engine} could not give its value"
         try:
-            head, _ = ray.get(self.reply)
+            head, _ = pickle.loads(ray.get(self.reply))
             _, status, _, _, _, result, content, _ = head
             if status != "ok":
                 why = f"{content['ename']}: {content['evalue']}" if content else "it was aborted"

@@ -162,7 +162,10 @@ class Outbox:
                     break
                 together.append(self._waiting.popleft())
         if len(together) == 1:
-            return Call([first.request], first.arguments)
+            if first.nbytes < 0:
+                return Call([first.request], first.arguments)
+            # bytes are to Ray what they are; anything else goes through cloudpickle
+            return Call([first.request], (pickle.dumps(first.arguments, protocol=5),))
         # one pickle, in which what they have in common, as a map's function, is there once
         packed = pickle.dumps([item.arguments for item in together], protocol=5)
         return Call([item.request for item in together], (packed,))
