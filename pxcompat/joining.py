@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .children import reply_error_of
@@ -40,8 +42,13 @@ def join_arrays(children: Sequence[MessageFuture], mapping: Map) -> Any:
         return None
     whole = numpy.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
     places = mapping.places([len(part) for part in parts])
-    parts.reverse()
-    for child, place in zip(children, places, strict=True):
-        whole[place] = parts.pop()
-        child.settle(whole[place])
+
+    def join(index: int) -> None:
+        part, parts[index] = parts[index], None
+        whole[places[index]] = part
+        children[index].settle(whole[places[index]])
+
+    # the system gives a fresh array its memory as it is written: the processors share that
+    with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
+        list(pool.map(join, range(len(parts))))
     return whole

@@ -33,12 +33,12 @@ from pxcompat.protocol import (
 )
 
 from ..answers import accepted, cancelled, converted
+from ..shared import SharedFrames
 from . import adoption, balanced
 from .channel import Channel, ChannelClosed
 from .collections import put_together, take_apart
 from .objects import Kept, RemoteFuture, accept
 from .process import security_of
-from .shared import SharedFrames
 from .wire import Blob, Message, pack_request, unpack_output, unpack_reply, unpack_request
 
 __all__ = ["DaskBackend"]

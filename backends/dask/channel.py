@@ -13,7 +13,7 @@ from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.inproc import InProc
 from distributed.protocol.serialize import Serialized
 
-from .shared import Sharing
+from .sharing import Sharing
 from .wire import Message
 
 __all__ = ["Channel", "ChannelClosed"]

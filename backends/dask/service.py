@@ -22,13 +22,13 @@ from pxcompat.engine.nested import Errand
 from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 
+from ..shared import kept
 from .channel import Channel, ChannelClosed
 from .collections import serve_aside
 from .given import Given
 from .ledger import Ledger
 from .objects import Shelf
 from .observed import Observed
-from .shared import kept
 from .wire import (
     Blob,
     Message,

@@ -12,8 +12,8 @@ from distributed.protocol.serialize import Serialized
 
 from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 
+from ..shared import KeptFrames, SharedFrames
 from .objects import pack_natives, unpack_natives
-from .shared import KeptFrames, SharedFrames
 
 __all__ = ["Blob", "Message"]
 

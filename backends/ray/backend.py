@@ -8,6 +8,7 @@ import logging
 import pickle
 import queue
 import signal as signals
+import socket
 import threading
 import time
 from collections import OrderedDict
@@ -34,11 +35,13 @@ from pxcompat.protocol import (
 )
 
 from ..answers import accepted, cancelled
+from ..shared import SharedFrames, can_share
 from . import registry, session
 from .announcing import ANNOUNCE, Announcer
 from .balanced import Placer
 from .collections import put_together, take_apart
 from .connecting import greet, populate
+from .lending import Borrowed, Proof, hand_over
 from .objects import Kept, StoredObject, accept, pack_natives
 from .ordering import Outputs
 from .outbox import Call, Outbox, Pace
@@ -86,6 +89,8 @@ class _Engine:
     def __init__(self, info: EngineInfo, handle: Any, backend: RayBackend) -> None:
         self.info = info
         self.handle = handle
+        #: whether it and this process can map each other's memory
+        self.near = False
         self.outbox = Outbox(backend.pace, lambda call: backend.call(self, call))
         #: its actor's `run`, by the name that a dashboard is to show
         self.runs: dict[str, Any] = {}
@@ -250,9 +255,21 @@ class RayBackend:
         with self._lock:
             self._engines[engine.info.key] = engine
         self.sink.engine_up(engine.info)
+        if engine.info.host == socket.gethostname() and can_share() and not self._in_band:
+            self._find_out(engine)
         with self._met:
             self._met.notify_all()
         self._placer.place()
+
+    def _find_out(self, engine: _Engine) -> None:
+        """Whether large buffers need not go through the store."""
+        proof = Proof()
+
+        def near(answer: Future[Any]) -> None:
+            engine.near = answer.exception() is None and proof.given(answer.result())
+            self._done_with(engine, self.sink.session)
+
+        self.control(engine.info.key, "near", {"field": proof.field}).add_done_callback(near)
 
     def _down(self, key: str, reason: str) -> None:
         engine = self._engines.get(key)
@@ -336,6 +353,9 @@ class RayBackend:
         EngineError
             When the process is not connected any more.
         """
+        for request in requests:
+            request.function = hand_over(request.function, engine.near)
+            request.arguments = hand_over(request.arguments, engine.near)
         now = time.monotonic()
         with self._connected():
             with self._lock:
@@ -344,6 +364,7 @@ class RayBackend:
                 for request in requests:
                     if self._in_band:
                         request.header["in_band"] = True
+                    request.header["near"] = engine.near
                     engine.sent[request.msg_id] = (request, now)
             direct = [r for r in requests if not r.header.get("nested")]
             for request in requests:
@@ -403,6 +424,9 @@ class RayBackend:
                 said = [("output", head[0], *event) for event in late]
                 if isinstance(head[5], int):
                     apart = _Result(apart, head[5], self)
+                elif isinstance(head[5], dict):
+                    done_with = functools.partial(self._done_with, engine, head[0])
+                    apart = Borrowed(head[5], functools.partial(self._events.put, done_with))
                 said.append(("reply", head, apart))
             for kind, *fields in said:
                 if kind == "output":
@@ -470,7 +494,17 @@ class RayBackend:
             ) from error
         return frames or []
 
+    def _done_with(self, engine: _Engine, name: str) -> None:
+        """Tell an engine that nobody waits for what it lent us any more."""
+        with contextlib.suppress(EngineError), self._connected():
+            args = {"name": name}
+            self._registry.ask.remote(self.sink.session, -1, engine.info.key, "done", args)
+
     def put(self, frames: Frames, keys: Sequence[str]) -> Handle:
+        engines = [self._engines.get(key) for key in keys]
+        near = all(engine is not None and engine.near for engine in engines)
+        if isinstance(handed := hand_over(frames, near), SharedFrames):
+            return handed
         with self._connected():
             return StoredFrames(ray.put(pack_frames(frames)), size(frames))
 

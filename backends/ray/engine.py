@@ -19,6 +19,8 @@ from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import OutputEvent, Reply
 
 from ..controlled import settle
+from ..shared import kept
+from .lending import Lender
 from .metrics import Meter
 from .objects import unpack_natives
 from .post import Letter, Post
@@ -121,6 +123,7 @@ class EngineActor:
             mpi.join(setup["rank"])
         self._engine = Engine(key, own_process=True, **setup["engine"])
         self._engine.id = id
+        self._engine.keep = kept
         self._engine.prelude = mpi.INIT if setup.get("rank") else ""
         self._engine.folder = setup.get("folder")
         self._engine.native = self._me = ray.get_runtime_context().current_actor
@@ -129,6 +132,7 @@ class EngineActor:
         self._engine.nudge = lambda: nudge.remote()
         self._registry = registry
         self._post = Post(registry)
+        self._lender = Lender()
         #: the latest requests, also when nothing else is remembered of them
         self._begun: deque[str] = deque(maxlen=BEGUN)
         self._active = contextlib.ExitStack()
@@ -164,11 +168,15 @@ class EngineActor:
         request = unpack_request(head, function, arguments)
         request.natives = unpack_natives(natives)
         origin = _Called(self._post, request.header["client"])
-        # in the object store; the engine has its copy
+        # in the object store, if they are large; the engine has its own
         del function, arguments, natives
         self._begun.append(request.msg_id)
         self._engine.run_now(request, origin)
-        reply, apart = pack_reply(origin.answer, in_band=request.header.get("in_band", False))
+        answer, lent = origin.answer, None
+        if request.header.get("near"):
+            lent = self._lender.lend(origin.session, request.msg_id, answer.result)
+        in_band = request.header.get("in_band", False)
+        reply, apart = pack_reply(answer, in_band=in_band, lent=lent)
         late = self._post.take_back(origin.session, {request.msg_id})
         return pickle.dumps((reply, [message[2:] for message in late]), protocol=5), apart
 
@@ -195,6 +203,7 @@ class EngineActor:
 
     def stop(self) -> None:
         """End the process, as a Python program ends."""
+        self._lender.wait()
         self._active.close()
         atexit.unregister(ray.shutdown)
         atexit._run_exitfuncs()
@@ -254,7 +263,12 @@ class EngineActor:
         if question == "stop":
             self._me.stop.remote()  # after what Ray has queued for it
             return None
+        if question == "near":
+            return self._lender.prove(session, args["field"])
+        if question == "done":
+            return self._lender.take_back(args["name"])
         if question == "forget":
+            self._lender.forget(args["client"])
             return engine.forget_client(args["client"])
         raise ValueError(f"an engine does not know the question {question!r}")
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from pxcompat.protocol import Reply, Request
 
+from ..shared import SharedFrames
 from .objects import pack_natives
 from .wire import StoredFrames, pack_request, size
 
@@ -48,8 +49,8 @@ class Pace:
         if reply.started is None or reply.completed is None:
             return
         took = max(LEAST, reply.completed - reply.started)
-        if isinstance(reply.result, StoredFrames):
-            took = AHEAD  # too large to share what its call returns
+        if reply.result is not None and not isinstance(reply.result, list):
+            took = AHEAD  # it stays elsewhere: too large to share what its call returns
         with self._lock:
             before = self._seconds.pop(name, took)
             # quick to believe in long ones, slow to believe in short ones
@@ -175,7 +176,7 @@ def _pack(request: Request) -> _Packed:
     """Pack a request; its buffers are its owner's again, but for those of large ones."""
     nbytes = 0
     for frames in (request.function, request.arguments):
-        if isinstance(frames, StoredFrames):
+        if isinstance(frames, (StoredFrames, SharedFrames)):
             nbytes = -1
             break
         nbytes += size(frames)  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ from pxcompat.protocol import (
     EventSink,
     Frames,
     Handle,
+    LargeResult,
     OutputEvent,
     Part,
     Reply,
@@ -358,12 +359,12 @@ class _Sink:
 
     def reply(self, reply: Reply) -> None:
         held = None
-        if isinstance(reply.result, StoredFrames):
-            held = (self._child.hold(reply.result), reply.result.nbytes)
-            reply.result = None
+        result: Any = reply.result
+        if result is None or isinstance(result, list):
+            reply.result = pack_frames(result)  # type: ignore[assignment]
         else:
-            frames: Any = reply.result
-            reply.result = pack_frames(frames)
+            held = (self._child.hold(result), result.nbytes)
+            reply.result = None
         self._child.say(("sink", "reply", (reply, held)))
 
 
@@ -383,7 +384,7 @@ class _Child:
         except OSError:
             log.debug("the client is gone")
 
-    def hold(self, stored: StoredFrames) -> int:
+    def hold(self, stored: LargeResult) -> int:
         number = -next(self._numbers)
         self._held[number] = stored
         return number
@@ -473,7 +474,7 @@ class _Child:
         self._held.pop(number, None)
 
     def on_fetch(self, number: int) -> Any:
-        return pack_frames(self._backend.fetch(self._held[number]))
+        return pack_frames(self._held[number].fetch())
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 from pxcompat.serialize.memory import owned
 
+from ..shared import KeptFrames, SharedFrames, mapped
+
 __all__ = [
     "LARGE",
     "StoredFrames",
@@ -56,18 +58,24 @@ def size(frames: Frames | None) -> int:
     )
 
 
-def pack_frames(frames: Frames | StoredFrames | None, *, in_band: bool = False) -> Any:
+def pack_frames(
+    frames: Frames | StoredFrames | SharedFrames | None, *, in_band: bool = False
+) -> Any:
     """Frames as an argument or return value; ``in_band`` for ways that know no buffers."""
     if frames is None:
         return None
     if isinstance(frames, StoredFrames):
         return frames.ref
+    if isinstance(frames, SharedFrames):
+        return frames.field()
     if in_band or size(frames) < LARGE:
         return [bytes(frame) for frame in frames]
     return [bytes(frames[0]), *(pickle.PickleBuffer(frame) for frame in frames[1:])]
 
 
-def unpack_frames(field: Sequence[Any] | None, *, copy: bool = True) -> Frames | None:
+def unpack_frames(
+    field: Sequence[Any] | dict[str, Any] | None, *, copy: bool = True
+) -> Frames | None:
     """The inverse of :func:`pack_frames`.
 
     With ``copy`` the buffers are writable memory of this process; without they are what came:
@@ -75,6 +83,8 @@ def unpack_frames(field: Sequence[Any] | None, *, copy: bool = True) -> Frames |
     """
     if field is None:
         return None
+    if isinstance(field, dict):
+        return mapped(field)
     buffers = (memoryview(buffer) for buffer in field[1:])
     return [field[0], *(owned(b) if copy else b.toreadonly() for b in buffers)]
 
@@ -102,13 +112,19 @@ def unpack_request(head: tuple[Any, ...], function: Any = None, arguments: Any =
     )
 
 
-def pack_reply(reply: Reply, *, in_band: bool = False) -> tuple[tuple[Any, ...], Any]:
-    """The reply, and apart from it a result that is too large to go with it."""
+def pack_reply(
+    reply: Reply, *, in_band: bool = False, lent: dict[str, Any] | None = None
+) -> tuple[tuple[Any, ...], Any]:
+    """The reply, and apart from it a result that is too large to go with it; ``lent`` says where
+    it is in memory that the client can map."""
     frames: Any = reply.result  # an engine's, so never one that stays elsewhere
-    result, apart = pack_frames(frames, in_band=in_band), None
-    nbytes = size(frames)
-    if nbytes >= LARGE:
-        result, apart = nbytes, result
+    result, apart, nbytes = lent, None, size(frames)
+    if lent is None:
+        result = pack_frames(frames, in_band=in_band)
+        if nbytes >= LARGE:
+            result, apart = nbytes, result
+    if isinstance(frames, KeptFrames):
+        frames.shared = None  # whom it was lent to has it; what is remembered stays mapped
     head = (
         reply.msg_id,
         reply.status,
@@ -126,8 +142,8 @@ def unpack_reply(head: tuple[Any, ...], apart: Any = None) -> Reply:
     """The inverse of :func:`pack_reply`; ``apart`` is a reference to the result, or the result."""
     msg_id, status, engine, started, completed, result, content, outputs = head
     frames: Any
-    if isinstance(result, int):
-        frames = apart if isinstance(apart, StoredFrames) else unpack_frames(apart)
+    if isinstance(result, (int, dict)):
+        frames = unpack_frames(apart) if isinstance(apart, (list, tuple)) else apart
     else:
         frames = unpack_frames(result)
     return Reply(msg_id, status, engine, started, completed, frames, content, outputs)

@@ -12,10 +12,17 @@ import pytest
 import ray
 
 import pxcompat as ipp
+from pxcompat.backends.ray import backend
 
 from .conftest import wait_until
 
 MB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that share no memory with engines but the store (see test_lending)."""
+    monkeypatch.setattr(backend, "can_share", lambda: False)
 
 
 @pytest.fixture

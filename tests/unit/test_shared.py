@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from distributed.protocol.serialize import Serialized
 
-from pxcompat.backends.dask import shared, wire
-from pxcompat.backends.dask.shared import LEAST, SharedFrames, Sharing, kept
+from pxcompat.backends import shared
+from pxcompat.backends.dask import wire
+from pxcompat.backends.dask.sharing import Sharing
+from pxcompat.backends.shared import LEAST, SharedFrames, kept
 from pxcompat.protocol import Reply
 
-pytestmark = pytest.mark.skipif(not shared._can_share(), reason="needs memfd_create and /proc")
+pytestmark = pytest.mark.skipif(not shared.can_share(), reason="needs memfd_create and /proc")
 
 BIG = bytearray(b"x" * LEAST)
 

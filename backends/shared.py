@@ -3,8 +3,8 @@
 The sender copies buffers once, into anonymous memory (``memfd_create``), and the message says
 where; the receiver maps that privately, which copies nothing until somebody writes.  The
 memory has no name, so nothing is left behind, whoever dies; and it can be opened, through
-``/proc``, by processes of the same user alone.  Whether the other side can is tried when a
-channel opens (:meth:`Sharing.question`); where it cannot, buffers go the usual way.
+``/proc``, by processes of the same user alone.  Whether the other side can is tried when the
+two meet; where it cannot, buffers go the usual way.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ import functools
 import logging
 import mmap
 import os
-import secrets
 import weakref
-from collections.abc import Sequence
 from typing import Any
-
-from distributed.protocol.serialize import Serialized
 
 from pxcompat.engine.records import copied
 from pxcompat.protocol import Frames
 
-__all__ = ["KeptFrames", "SharedFrames", "Sharing", "kept"]
+__all__ = [
+    "LEAST",
+    "MARK",
+    "KeptFrames",
+    "SharedFrames",
+    "can_share",
+    "kept",
+    "mapped",
+    "on_the_way",
+]
 
-log = logging.getLogger("pxcompat.dask")
+log = logging.getLogger("pxcompat")
 
 #: bytes from which it is worth while
 LEAST = 1 << 20
@@ -38,13 +43,18 @@ MARK = "_px_shared"
 _ALIGNMENT = 64
 
 
-#: descriptors of memory that is on its way
-_open: set[int] = set()
+#: descriptors of memory that is on its way, and how much it is
+_open: dict[int, int] = {}
 
 
 def _close(fd: int) -> None:
-    _open.discard(fd)
+    _open.pop(fd, None)
     os.close(fd)
+
+
+def on_the_way() -> int:
+    """Bytes that this process has in such memory until their receivers have them."""
+    return sum(list(_open.values()))
 
 
 class SharedFrames:
@@ -60,7 +70,7 @@ class SharedFrames:
         if len(_open) >= MOST:
             raise OSError(errno.EMFILE, "as many descriptors are open as may be")
         self.fd = os.memfd_create("pxcompat", os.MFD_CLOEXEC)
-        _open.add(self.fd)
+        _open[self.fd] = self.nbytes
         weakref.finalize(self, _close, self.fd)
         offset = 0
         for view in views:
@@ -69,6 +79,10 @@ class SharedFrames:
                 written += os.pwrite(self.fd, view[written:], offset + written)
             offset += _padded(view.nbytes)
         os.ftruncate(self.fd, max(offset, 1))
+
+    def frames(self) -> Frames:
+        """The frames, in memory of this process's own."""
+        return mapped(self.field())
 
     def field(self, ticket: int = 0) -> dict[str, Any]:
         """What says in a message where they are; a receiver that maps them returns the ticket."""
@@ -81,13 +95,13 @@ class KeptFrames(list[Any]):
     shared: SharedFrames | None
 
     def __init__(self, shared: SharedFrames) -> None:
-        super().__init__(_mapped(os.getpid(), shared.fd, shared.sizes))
+        super().__init__(shared.frames())
         self.shared = shared
 
 
 def kept(frames: Frames) -> Frames:
     """A copy of frames whose buffers belong to somebody: where they are large, one to share."""
-    if len(frames) > 1 and sum(memoryview(f).nbytes for f in frames) >= LEAST and _can_share():
+    if len(frames) > 1 and sum(memoryview(f).nbytes for f in frames) >= LEAST and can_share():
         try:
             return KeptFrames(SharedFrames(frames))
         except OSError as error:
@@ -95,7 +109,8 @@ def kept(frames: Frames) -> Frames:
     return copied(frames)
 
 
-def _can_share() -> bool:
+def can_share() -> bool:
+    """Whether this system has such memory."""
     return hasattr(os, "memfd_create") and os.path.exists("/proc/self/fd")
 
 
@@ -103,7 +118,15 @@ def _padded(nbytes: int) -> int:
     return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def _mapped(pid: int, fd: int, sizes: Sequence[int]) -> Frames:
+def mapped(field: dict[str, Any]) -> Frames:
+    """The frames that a field of a message stands for, in memory of this process's own.
+
+    Raises
+    ------
+    OSError
+        When the memory is gone, or another user's.
+    """
+    pid, fd, sizes, _ = field[MARK]
     here = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     try:
         length = max(1, sum(_padded(size) for size in sizes))
@@ -152,91 +175,3 @@ def _libc() -> Any:
     ]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     return libc
-
-
-class Sharing:
-    """One side of a channel: what is on its way to the other through memory."""
-
-    def __init__(self) -> None:
-        #: whether the other side has shown that it can map what this one shares
-        self.ready = False
-        self._held: dict[int, SharedFrames] = {}
-        self._tickets = 0
-        self._token = b""
-
-    def question(self) -> tuple[Any, ...] | None:
-        """The message that asks the other side whether it can; None where this side cannot."""
-        if not _can_share():
-            return None
-        self._token = secrets.token_bytes(16)
-        try:
-            self._held[0] = frames = SharedFrames([self._token])
-        except OSError as error:
-            log.debug("memory cannot be shared here: %s", error)
-            return None
-        return ("share?", frames.field())
-
-    def hear(self, message: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """The answer to a message of this kind, if it wants one."""
-        kind = message[0]
-        if kind == "share?":
-            try:
-                pid, fd, sizes, _ = message[1][MARK]
-                (token,) = _mapped(pid, fd, sizes)
-            except (OSError, ValueError) as error:
-                log.debug("no memory is shared with the other side: %s", error)
-                return None
-            return ("share!", bytes(token))
-        if kind == "share!":
-            self.ready = bool(self._token) and message[1] == self._token
-            self._held.pop(0, None)
-        elif kind == "mapped":
-            self._held.pop(message[1], None)
-        return None
-
-    def outgoing(self, message: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The message, with large buffers replaced by where they are.  Copies them."""
-        return tuple(
-            self._share(item) if type(item) is Serialized and _is_large(item) else item
-            for item in message
-        )
-
-    def _share(self, item: Serialized) -> Any:
-        try:
-            frames = getattr(item, "px_shared", None) or SharedFrames(item.frames)
-        except OSError as error:
-            log.debug("no memory to share: %s", error)
-            return item
-        self._tickets += 1
-        ticket = self._tickets
-        self._held[ticket] = frames
-        return frames.field(ticket)
-
-    def incoming(self, message: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[int]]:
-        """The message with its buffers in place, and the tickets to return.
-
-        A field whose memory is gone becomes None.
-        """
-        if not any(type(item) is dict and MARK in item for item in message):
-            return message, []
-        tickets, items = [], []
-        for item in message:
-            if type(item) is dict and MARK in item:
-                pid, fd, sizes, ticket = item[MARK]
-                if ticket:
-                    tickets.append(ticket)
-                try:
-                    item = Serialized({}, _mapped(pid, fd, sizes))
-                except (OSError, ValueError) as error:
-                    log.warning("shared memory was gone before it was used: %s", error)
-                    item = None
-            items.append(item)
-        return tuple(items), tickets
-
-    def close(self) -> None:
-        """Let go of what the other side has not fetched."""
-        self._held.clear()
-
-
-def _is_large(item: Serialized) -> bool:
-    return sum(memoryview(frame).nbytes for frame in item.frames) >= LEAST
