@@ -503,6 +503,10 @@ class Client(Work):
         self._check_open()
         return self._dispatcher.apply(keys, f, args, label=label, map=map, header=header)
 
+    def _reference(self, name: str, key: str, engine: int) -> Any:
+        """A name of an engine, as an argument for others and for the backend's own tasks."""
+        return self._backend.reference(name, key, engine, self._dispatcher.keep)
+
     def _take_apart(self, obj: Any, keys: Sequence[str], *, copy: bool) -> Sequence[Any] | None:
         """A collection of the backend's own in parts; None for anything else."""
         self._check_open()

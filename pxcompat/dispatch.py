@@ -234,17 +234,17 @@ class Dispatcher:
             if isinstance(pickled, serialize.Pickled):
                 for token, obj in pickled.natives.items():
                     if isinstance(obj, RemoteReference):
-                        natives[token] = self._keep(obj, uses)
+                        natives[token] = self.keep(obj, uses)
                     elif isinstance(obj, Accepted):
                         natives[token] = obj.native
                     else:
                         natives[token] = self.backend.accept(obj)
         return natives
 
-    def _keep(self, reference: RemoteReference, uses: int | None) -> Any:
+    def keep(self, reference: RemoteReference, uses: int | None = None) -> Any:
         """Have an engine put aside what a name is bound to."""
         with self.lock:
-            if reference.key not in self.engines:
+            if reference.uuid not in self.engines:
                 raise EngineError(
                     f"{reference!r} cannot be read: engine {reference.engine} is gone, or is not "
                     "one of this client's cluster"
@@ -260,7 +260,7 @@ class Dispatcher:
             arguments=serialize.dumps(((reference.name,), {})),
             header=header,
         )
-        return self.backend.keep(reference.key, request, uses=uses)
+        return self.backend.keep(reference.uuid, request, uses=uses)
 
     def execute(
         self,

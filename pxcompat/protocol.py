@@ -22,7 +22,7 @@ What every backend promises; each clause is a test in ``tests/conformance``:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -414,6 +414,13 @@ class Backend(Protocol):
         ------
         ValueError
             When the parts do not fit together.
+        """
+
+    def reference(self, name: str, key: str, engine: int, keep: Callable[[Any], Any]) -> Any:
+        """A name of an engine, a :class:`pxcompat.objects.RemoteReference`, which may stand in
+        the backend's own graphs and tasks, too.
+
+        ``keep(reference)`` has the engine put the value aside, as :meth:`keep` does.
         """
 
     def keep(self, key: str, request: Request, *, uses: int | None) -> Any:

@@ -17,7 +17,6 @@ from .engine import calls
 from .error import InvalidEngineId
 from .futures import MessageFuture
 from .mapping import as_sequence, dists
-from .objects import RemoteReference
 from .parts import Scattering, gather
 from .protocol import Frames
 from .remotefunction import ParallelFunction, getname
@@ -382,7 +381,7 @@ class DirectView(View):
 
     def ref(self, name: str) -> Any:
         """A name of these engines, as an argument for others: the value goes straight from
-        engine to engine.  Not in ipyparallel.
+        engine to engine.  Also in Dask's graphs, or for Ray's tasks.  Not in ipyparallel.
 
         Parameters
         ----------
@@ -406,7 +405,7 @@ class DirectView(View):
         """
         keys, ids = self._engines()
         references = [
-            RemoteReference(name, key, engine) for key, engine in zip(keys, ids, strict=True)
+            self.client._reference(name, key, engine) for key, engine in zip(keys, ids, strict=True)
         ]
         return references[0] if self._is_single() else references
 

@@ -12,7 +12,7 @@ import signal as signals
 import threading
 import uuid
 import weakref
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -39,6 +39,7 @@ from .channel import Channel, ChannelClosed
 from .collections import put_together, take_apart
 from .objects import Kept, RemoteFuture, accept
 from .process import security_of
+from .references import DaskReference
 from .wire import Blob, Message, pack_request, unpack_output, unpack_reply, unpack_request
 
 __all__ = ["DaskBackend"]
@@ -517,6 +518,11 @@ class DaskBackend:
             raise EngineError(f"engines {gone} are gone, with their parts of {name!r}")
         addresses = {part.key: self._engines[part.key].info.address for part in parts}
         return put_together(name, parts, addresses, self._client)
+
+    def reference(
+        self, name: str, key: str, engine: int, keep: Callable[[Any], Any]
+    ) -> DaskReference:
+        return DaskReference(name, key, engine, keep, self._client)
 
     def keep(self, key: str, request: Request, *, uses: int | None) -> Kept:
         engine = self._engines.get(key)

@@ -79,13 +79,24 @@ class RemoteFuture:
         return value
 
 
-async def _gather(client: Client, key: Any, worker: Worker) -> Any:
-    # its client told the scheduler of it by another way, which may take longer than ours
+async def known(scheduler: Any, key: Any) -> None:
+    """Wait until the scheduler knows a future, whose client may have told it by another way, which
+    takes longer than ours.
+
+    Raises
+    ------
+    EngineError
+        When it does not.
+    """
     deadline = time.monotonic() + NEWS
-    while not await worker.scheduler.pxcompat_knows(key=key):
+    while not await scheduler.pxcompat_knows(key=key):
         if time.monotonic() > deadline:
             raise EngineError(f"the Dask future {key!r} is lost: {LOST}")
         await asyncio.sleep(0.01)
+
+
+async def _gather(client: Client, key: Any, worker: Worker) -> Any:
+    await known(worker.scheduler, key)
     future: Any = Future(key, client)
     # what a future that came with a task's graph needs not say: we want it, and how is it?
     desire = {"op": "client-desires-keys", "keys": [key], "client": client.id}
@@ -160,18 +171,19 @@ class Kept:
 
     def resolve(self, copy: bool = True) -> Any:
         """The value, on an engine's thread."""
-        frames, why = _wait(self._fetch(_service()))
+        frames, why = _wait(self.fetch(_worker()))
         if why:
             raise EngineError(f"engine {self.engine} could not give its value: {why}")
         return serialize.loads(frames, current().shell.user_ns)
 
-    async def _fetch(self, service: Service) -> tuple[Frames, str]:
-        if self.address == service.worker.address:
-            frames, why = await service.shelf.take(self.id)
+    async def fetch(self, worker: Worker) -> tuple[Frames, str]:
+        """The value, pickled, and why there is none; on a worker's loop."""
+        if self.address == worker.address:
+            frames, why = await worker.extensions["pxcompat"].shelf.take(self.id)
             return _own(frames), why
         message = {"op": "pxcompat_take", "id": self.id, "close": True}
         who = f"engine {self.engine}"
-        answer = await ask(service.worker, self.address, message, who)
+        answer = await ask(worker, self.address, message, who)
         return list(answer[0].frames), answer[1]
 
 

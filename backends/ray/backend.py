@@ -23,6 +23,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from pxcompat.engine import engine_of_process
 from pxcompat.error import EngineError
+from pxcompat.objects import RemoteReference
 from pxcompat.protocol import (
     Capabilities,
     EngineInfo,
@@ -526,6 +527,11 @@ class RayBackend:
                 give = give.options(name=f"px:gather:{name}", num_returns=2)
                 given[part.key] = give.remote(part.token)
             return put_together(name, parts, given)
+
+    def reference(
+        self, name: str, key: str, engine: int, keep: Callable[[Any], Any]
+    ) -> RemoteReference:
+        return RemoteReference(name, key, engine, keep)  # Ray's serialization knows it: .objects
 
     def keep(self, key: str, request: Request, *, uses: int | None) -> Kept:
         engine = self._engines.get(key)

@@ -12,11 +12,13 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util import register_serializer
 from ray.util.client.common import ClientObjectRef
 
 from pxcompat import serialize
-from pxcompat.engine import current
+from pxcompat.engine import current, engine_of_process
 from pxcompat.error import EngineError
+from pxcompat.objects import RemoteReference
 from pxcompat.serialize.memory import owned
 
 from .wire import unpack_frames
@@ -118,7 +120,8 @@ class Kept:
             raise EngineError(f"{who}: it is gone ({error})") from error
         frames = unpack_frames(field, copy=copy)
         assert frames is not None
-        return serialize.loads(frames, current().shell.user_ns)
+        # one of Ray's own tasks runs in no engine
+        return serialize.loads(frames, current().shell.user_ns if engine_of_process() else None)
 
 
 class Lost:
@@ -168,3 +171,27 @@ _KINDS: dict[str, Any] = {"ref": StoredObject, "kept": Kept, "blocks": Blocks, "
 def unpack_natives(field: Mapping[str, Any] | None) -> dict[str, Any]:
     """The inverse of :func:`pack_natives`."""
     return {token: _KINDS[kind](*args) for token, (kind, args) in (field or {}).items()}
+
+
+# -- references as arguments of Ray's own tasks, which unpickle what they stand for ------
+
+
+def _keep(reference: RemoteReference) -> tuple[str, list[Any]]:
+    kind, args = reference.keep().pack()
+    return kind, args
+
+
+def _resolve(packed: tuple[str, list[Any]]) -> Any:
+    kind, args = packed
+    return _KINDS[kind](*args).resolve()
+
+
+def _refuse(reference: serialize.Reference) -> Any:
+    raise EngineError(
+        f"{reference!r} says of no engine whose name it is, and Ray's tasks run in none: "
+        f"use rc[0].ref({reference.name!r})"
+    )
+
+
+register_serializer(RemoteReference, serializer=_keep, deserializer=_resolve)
+register_serializer(serialize.Reference, serializer=_refuse, deserializer=_refuse)

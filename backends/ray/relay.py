@@ -23,13 +23,14 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from pxcompat.error import BackendError, ConnectError, EngineError
+from pxcompat.objects import RemoteReference
 from pxcompat.protocol import (
     Capabilities,
     EventSink,
@@ -310,6 +311,11 @@ class RelayBackend:
 
     def put_together(self, name: str, parts: Sequence[Part]) -> Any:
         raise ValueError("a process has datasets of one Ray cluster, which is another")
+
+    def reference(
+        self, name: str, key: str, engine: int, keep: Callable[[Any], Any]
+    ) -> RemoteReference:
+        return RemoteReference(name, key, engine)  # of no use to the Ray that is connected here
 
     def keep(self, key: str, request: Request, *, uses: int | None) -> _Kept:
         kept = _Kept(next(self._numbers))

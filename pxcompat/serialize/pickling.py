@@ -56,6 +56,10 @@ class Pickled(list[bytes | bytearray | memoryview]):
 
     natives: dict[str, Any]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the objects stay here; the request has what the backend made of them
+        return (list, (list(self),))
+
 
 class _Context(threading.local):
     namespace: dict[str, Any] | None = None

@@ -189,6 +189,61 @@ def test_engines_that_wait_for_futures_do_what_these_wait_for(
     assert view.apply_sync(sum, futures) == [sum(range(2 * len(rc)))] * len(rc)
 
 
+def test_tasks_of_the_backends_own_take_references(
+    rc: ipp.Client, future_of: Callable[..., Any]
+) -> None:
+    first, last = rc[rc.ids[0]], rc[rc.ids[-1]]
+    first.push({"a": np.zeros(100_000), "n": 1}, block=True)
+    last.push({"n": 2}, block=True)
+
+    def change(a: Any) -> float:
+        a += 1
+        return float(a.sum())
+
+    assert last.apply_sync(lambda x: x, future_of(change, first.ref("a"))) == 100_000
+    assert first["float(a.sum())"] == 0  # it was a copy
+    deep = {"k": [first.ref("n + 10"), last.ref("n + 10")]}
+    assert first.apply_sync(lambda x: x, future_of(lambda v: v, deep)) == {"k": [11, 12]}
+    assert last.apply_sync(lambda x: x, future_of(lambda v: sum(v), [*rc[:2].ref("5"), 1])) == 11
+
+
+def test_what_a_task_gets_is_what_the_name_was_when_it_was_submitted(
+    rc: ipp.Client, future_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    first, last = rc[rc.ids[0]], rc[rc.ids[-1]]
+    gate = tmp_path / "gate"
+    first.execute(f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)")
+    first.execute("a = 1")
+    task = future_of(lambda v: v, first.ref("a"))
+    first.execute("a = 2")
+    gate.touch()
+    assert last.apply_sync(lambda x: x, task) == 1
+    assert first["a"] == 2
+
+
+def test_a_task_whose_reference_cannot_be_had_says_so(
+    rc: ipp.Client, cluster: ipp.Cluster, future_of: Callable[..., Any]
+) -> None:
+    first, last = rc[rc.ids[0]], rc[rc.ids[-1]]
+    why = rf"(?s)engine {rc.ids[0]} could not give.*NameError.*'no'"
+    with pytest.raises(ipp.RemoteError, match=why):
+        last.apply_sync(lambda x: x, future_of(lambda v: v, first.ref("no")))
+
+    cluster.start_engines_sync(1)
+    rc.wait_for_engines(4, timeout=PATIENCE)
+    fourth = rc[rc.ids[-1]]
+    reference, other = fourth.ref("1"), fourth.ref("1")
+    fourth.apply_async(lambda: __import__("os").kill(__import__("os").getpid(), 9))
+    task = future_of(lambda v: v, reference)
+    with pytest.raises(
+        ipp.RemoteError, match=rf"(?s)engine.{reference.engine}.*(gone|out of reach|died)"
+    ):
+        first.apply_async(lambda x: x, task).get(60)
+    wait_until(lambda: reference.engine not in rc.ids)
+    with pytest.raises(ipp.EngineError, match=f"engine {reference.engine} is gone"):
+        future_of(lambda v: v, [other])
+
+
 def test_many_threads_use_references_at_once(rc: ipp.Client) -> None:
     view = rc[:]
     view.push({"n": 1}, block=True)

@@ -4,6 +4,7 @@ client."""
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -102,6 +103,26 @@ def test_what_does_not_fit_is_said(view: ipp.DirectView) -> None:
     with pytest.raises(ipp.EngineError, match=r"engine 0 could not put its part of 'x'.*lock"):
         view.gather("x", to="ray")
     wait_until(lambda: not any(view.apply_sync(left)))
+
+
+def test_tasks_take_references(view: ipp.DirectView) -> None:
+    view.scatter("n", [1, 2], flatten=True)
+    first, second = view.ref("n")
+    same = ray.remote(lambda *args, **kwargs: (args, kwargs)).options(num_cpus=0)
+    assert ray.get(same.remote(first, by={"k": (second,)})) == ((1,), {"by": {"k": (2,)}})
+    assert ray.get(ray.put([first, second])) == [1, 2]
+    # each time that it is pickled
+    view.execute("n += 10")
+    assert ray.get(same.remote(first)) == ((11,), {})
+
+
+def test_what_is_no_reference_to_an_engine_is_refused(view: ipp.DirectView) -> None:
+    task = ray.remote(lambda v: v).options(num_cpus=0)
+    with pytest.raises(ipp.EngineError, match=r"tasks run in none: use rc\[0\].ref\('n'\)"):
+        task.remote([ipp.Reference("n")])
+    copy = pickle.loads(pickle.dumps(view.ref("n")[0]))
+    with pytest.raises(ipp.EngineError, match="'n' on engine 0> cannot be read here: it is a copy"):
+        task.remote(copy)
 
 
 def left() -> list[str]:

@@ -400,3 +400,14 @@ def test_a_function_that_changed_is_pickled_as_it_is_now() -> None:
     f.__code__ = (lambda: 3).__code__
     del f.mark  # type: ignore[attr-defined]
     assert serialize.loads(serialize.dumps(f))() == 3
+
+
+def test_pickled_again_frames_leave_what_they_refer_to_here() -> None:
+    class Here:
+        def __reduce__(self) -> Any:
+            raise AssertionError("it stays here")
+
+    serialize.register_native(Here)
+    frames = serialize.dumps([Here()], natives=True)
+    assert isinstance(frames, serialize.Pickled)
+    assert pickle.loads(pickle.dumps(frames)) == frames
