@@ -30,6 +30,9 @@ from .protocol import Frames, Reply, Request
 
 __all__ = ["Balancer"]
 
+#: calls of a map that are placed before the others are got ready; then twice as many, and so on
+FIRST = 64
+
 
 @dataclass
 class _Job:
@@ -110,6 +113,8 @@ class Balancer:
         header = {**kept, **(header or {})}
         unknown = self._get_to_know(after | follow)
         futures, ready, waiting = [], [], []
+        # of many, the first run while the others are got ready
+        share = FIRST
         for function, arguments in calls:
             # a call may be tried more than once, so nobody knows how often they are used
             natives = self._dispatcher.natives(function, arguments, uses=None)
@@ -145,6 +150,9 @@ class Balancer:
                 else:
                     self._await(job)
                     waiting.append(future.msg_id)
+            if len(ready) == share:
+                self._place(ready, targets)
+                ready, share = [], 2 * share
         if ready:
             self._place(ready, targets)
         self._look_at(waiting)

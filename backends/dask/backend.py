@@ -111,14 +111,14 @@ class _Engine(_Line):
         self.waiting: set[str] = set()
         self.turn = 0
 
-    def offer(self, message: Message, msg_id: str) -> bool:
-        """Send a balanced call, for the engine to take if it is idle; thread-safe."""
-        self.waiting.add(msg_id)
+    def offer(self, msg_ids: list[str], packed: bytes) -> bool:
+        """Send balanced calls, for the engine to take if it is idle; thread-safe."""
+        self.waiting.update(msg_ids)
         try:
             assert self.channel is not None
-            self.channel.send(("offer", *message[1:]))
+            self.channel.send(("offer", msg_ids, packed))
         except ChannelClosed:
-            self.waiting.discard(msg_id)
+            self.waiting.difference_update(msg_ids)
             return False
         return True
 

@@ -7,9 +7,9 @@ gone.
 
 How many calls a batch has follows from how long they took lately: some milliseconds of work.
 An engine that needs longer gives back those that it has not begun, also when it cannot begin
-because of something that the scheduler does not know of (see :mod:`.given`).  A call made while
-an engine is known to be idle is no task: it is *offered* to that engine, which refuses it if it
-is not idle after all.
+because of something that the scheduler does not know of (see :mod:`.given`).  Calls made while
+an engine is known to be idle are no task, as far as they are the work of one batch: they are
+*offered* to that engine, which refuses them if it is not idle after all.
 
 When an engine dies, its :class:`~.ledger.Ledger` says which calls had begun.  These have
 failed; the others are placed again.
@@ -32,7 +32,7 @@ from pxcompat.engine.nested import NESTED
 from pxcompat.protocol import Reply, Request
 
 from .batch import Batch, key_of, pack, unpack
-from .wire import Blob, pack_request
+from .wire import Blob
 
 if TYPE_CHECKING:
     from .backend import DaskBackend
@@ -107,16 +107,16 @@ class Submitter:
         wanted = None if candidates is None else tuple(candidates)
         for request in requests:
             request.header["balanced"] = True
-            if _size(request) > LARGE and not isinstance(request.arguments, Blob):
+            if _nbytes(request) > LARGE and not isinstance(request.arguments, Blob):
                 where = candidates or [info.key for info in backend.engines()]
                 request.arguments = backend.put_blob(request.arguments, where)  # type: ignore[arg-type]
         with self._lock:
             for request in requests:
                 self._leave(request.msg_id)  # a try whose engine died
-            first = 0
-            while first < len(requests) and self._offer(requests[first], wanted):
-                first += 1
-            for request in itertools.islice(requests, first, None):
+            waiting = deque(requests)
+            while waiting and self._offer(waiting, wanted):
+                pass
+            for request in waiting:
                 self._group(request, wanted).requests.append(request)
             self._flush_soon()
 
@@ -127,22 +127,41 @@ class Submitter:
             group = self._groups[kind] = _Group()
         return group
 
-    def _offer(self, request: Request, wanted: tuple[str, ...] | None) -> bool:
-        """Send a call to an engine that has nothing to do, if there is one."""
+    def _offer(self, waiting: deque[Request], wanted: tuple[str, ...] | None) -> bool:
+        """Send the first calls to an engine that has nothing to do, if there is one."""
         if self._groups or self._scheduled:
             return False  # others were there before, and the engines are for them
         engine = self._backend.idle_engine(wanted)
         if engine is None:
             return False
-        request.header["offered"] = True
-        batch = Batch(request.msg_id, _kind(request), [request], wanted, engine.info.key)
+        kind = _kind(waiting[0])
+        # as many as keep it busy until the scheduler has placed the others
+        requests = _take(waiting, self._share(len(waiting), self._size(kind), wanted), kind)
+        for request in requests:
+            request.header["offered"] = True
+        batch = Batch(requests[0].msg_id, kind, requests, wanted, engine.info.key)
         self._note(batch)
-        if engine.offer(pack_request(request), request.msg_id):
-            self._backend.sink.sent(request.msg_id)
+        msg_ids = [request.msg_id for request in requests]
+        if engine.offer(msg_ids, pack(requests)):
+            for msg_id in msg_ids:
+                self._backend.sink.sent(msg_id)
             return True
-        self._leave(request.msg_id)
-        del request.header["offered"]
+        for request in requests:
+            self._leave(request.msg_id)
+            del request.header["offered"]
+        waiting.extendleft(reversed(requests))
         return False
+
+    def _size(self, kind: Any) -> int:
+        """Calls of a kind that make a batch; 1 while little is known of them."""
+        duration, count = self._durations.get(kind, (0.0, 0))
+        return max(1, min(MOST, int(WORK / (duration + OVERHEAD)))) if count >= SAMPLES else 1
+
+    def _share(self, waiting: int, size: int, candidates: tuple[str, ...] | None) -> int:
+        """How many of those that wait make the next batch."""
+        engines = len(candidates or self._backend._engines) or 1
+        # the last ones smaller, so that the engines end together
+        return min(size, -(-waiting // (2 * engines)))
 
     def _note(self, batch: Batch) -> None:
         self._batches[batch.key] = batch
@@ -217,13 +236,9 @@ class Submitter:
                 room = max(SAMPLES, 2 * engines)
         batches = []
         while waiting and room > 0:
-            # the last ones smaller, so that the engines end together
-            wanted = min(size, max(1, -(-len(waiting) // (2 * engines))))
-            requests: list[Request] = []
-            nbytes = 0
-            while waiting and len(requests) < wanted and nbytes <= LARGE:
-                requests.append(waiting.popleft())
-                nbytes += _size(requests[-1])
+            # none so small that the engine is done before the scheduler has sent the next
+            most = max(self._share(len(waiting), size, candidates), -(-size // 5))
+            requests = _take(waiting, most, function)
             room -= len(requests)
             key = key_of(requests, next(self._numbers))
             batches.append(Batch(key, function, requests, candidates))
@@ -475,6 +490,16 @@ def _kind(request: Request) -> Any:
     return request.label, code, bool(request.header.get(NESTED))
 
 
-def _size(request: Request) -> int:
+def _take(waiting: deque[Request], most: int, kind: Any) -> list[Request]:
+    """The first of those that wait, as far as they are of one kind and not large."""
+    requests = [waiting.popleft()]
+    nbytes = _nbytes(requests[0])
+    while waiting and len(requests) < most and nbytes <= LARGE and _kind(waiting[0]) == kind:
+        requests.append(waiting.popleft())
+        nbytes += _nbytes(requests[-1])
+    return requests
+
+
+def _nbytes(request: Request) -> int:
     frames = request.arguments
     return sum(memoryview(f).nbytes for f in frames) if isinstance(frames, list) else 0

@@ -23,6 +23,10 @@ log = logging.getLogger("pxcompat.dask")
 
 #: messages that may wait to be written before who makes output has to wait
 ROOM = 1000
+#: seconds from one write to the next while more than a few messages come for each
+GATHER = 0.002
+#: as many as one request may have: its start, the last of its output, its reply
+FEW = 3
 
 
 class ChannelClosed(ConnectionError):
@@ -122,16 +126,21 @@ class Channel:
 
     async def _write(self) -> None:
         try:
+            written = 0
             while True:
                 await self._wake.wait()
+                if written > FEW:
+                    # a write costs both sides more than its messages: it wakes threads that
+                    # take the interpreter from those that make them
+                    await asyncio.sleep(GATHER)
                 self._wake.clear()
                 self._scheduled = False
-                await self._write_out()
+                written = await self._write_out()
         except (CommClosedError, OSError):
             self._comm.abort()  # the reader notices, and tells
 
-    async def _write_out(self) -> None:
-        """Write what waits; nothing holds on to it afterwards."""
+    async def _write_out(self) -> int:
+        """Write what waits; nothing holds on to it afterwards.  How many messages it was."""
         batch = []
         sent = []
         while self._outgoing:
@@ -140,12 +149,13 @@ class Channel:
             if on_sent is not None:
                 sent.append(on_sent)
         if not batch:
-            return
+            return 0
         await self._comm.write(batch, on_error="raise")
         await self._flushed()
         self._room.set()
         for on_sent in sent:
             on_sent()
+        return len(batch)
 
     async def _flushed(self) -> None:
         """Wait until the operating system has taken all that was written."""

@@ -23,6 +23,7 @@ from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 
 from ..shared import kept
+from .batch import unpack
 from .channel import Channel, ChannelClosed
 from .collections import serve_aside
 from .given import Given
@@ -237,11 +238,11 @@ class Service:
                 return self._submit_with_blobs(request, peer)
             self.engine.submit(request, peer)
         elif kind == "offer":
+            _, msg_ids, packed = message
             if self.engine.idle:
-                request = unpack_request(message)
-                Given(self, request.msg_id, [request]).queue()
+                Given(self, msg_ids[0], unpack(packed)).queue()
             else:
-                channel.send(("returned", [message[1]]))
+                channel.send(("returned", msg_ids))
         elif kind == "ask":
             _, call_id, question, args = message
             channel.send(self._answer(call_id, question, args, peer))

@@ -68,8 +68,9 @@ class RequestOutput:
                 self._send_text()
 
     def end(self) -> int:
-        """The request has ended; how many events it had.  What comes now is not counted."""
-        with uninterrupted(), self._lock:
+        """The request has ended, and interrupts with it; how many events it had.  What comes now
+        is not counted."""
+        with self._lock:
             self._send_text()
             self._ended = True
             return self.count

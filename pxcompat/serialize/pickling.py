@@ -348,7 +348,7 @@ def _set_flavour(flavour: str) -> None:
 
 
 #: what the standard pickler writes in a tenth of the time, and no otherwise
-_SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None)})
+_SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None), range})
 
 
 def _is_plain(obj: Any, depth: int = 3) -> bool:
