@@ -39,32 +39,43 @@ def note(item: Any) -> int:
     return int(n)
 
 
-def test_a_slow_call_holds_nothing_back(lbv: ipp.LoadBalancedView, tmp_path: Path) -> None:
-    fates = ["wait" if n == 100 else None for n in range(400)]
+#: a call that idle engines are offered, and one that the scheduler places
+EARLY_AND_LATE = pytest.mark.parametrize("which", [1, 100])
+
+
+@EARLY_AND_LATE
+def test_a_slow_call_holds_nothing_back(
+    lbv: ipp.LoadBalancedView, tmp_path: Path, which: int
+) -> None:
+    fates = ["wait" if n == which else None for n in range(400)]
     items = [(n, str(tmp_path), fate) for n, fate in enumerate(fates)]
     results = iter(lbv.map_async(note, items, ordered=False))
-    assert sorted(next(results) for _ in range(399)) == [n for n in range(400) if n != 100]
+    assert sorted(next(results) for _ in range(399)) == [n for n in range(400) if n != which]
     (tmp_path / "go").touch()
-    assert next(results) == 100
+    assert next(results) == which
     ran = Counter((tmp_path / "ran").read_text().split())
     assert set(ran.values()) == {1} and len(ran) == 400
 
 
+@EARLY_AND_LATE
 def test_an_engine_that_dies_takes_along_the_call_that_killed_it(
-    rc: ipp.Client, lbv: ipp.LoadBalancedView, tmp_path: Path
+    rc: ipp.Client, lbv: ipp.LoadBalancedView, tmp_path: Path, which: int
 ) -> None:
-    fates = ["die" if n == 100 else None for n in range(400)]
+    fates = ["die" if n == which else None for n in range(400)]
     items = [(n, str(tmp_path), fate) for n, fate in enumerate(fates)]
     engines = len(rc)
     ar = lbv.map_async(note, items, ordered=False)
     ar.wait(PATIENCE)
     failed = [n for n, child in enumerate(ar._children) if child.exception() is not None]
-    assert 100 in failed
+    assert which in failed
     # those whose replies were under way when it died ran, and are not run again
     ran = Counter((tmp_path / "ran").read_text().split())
     assert set(ran.values()) == {1} and len(ran) == 400
     assert all(isinstance(ar._children[n].exception(), ipp.EngineError) for n in failed)
     wait_until(lambda: len(rc) == engines - 1)
+    assert rc.cluster is not None
+    rc.cluster.start_engines_sync(1)
+    rc.wait_for_engines(engines, timeout=PATIENCE)
 
 
 def test_what_waits_can_be_taken_back(

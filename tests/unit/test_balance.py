@@ -73,6 +73,22 @@ def test_simple_calls_go_to_the_scheduler_at_once(backend, balancer):
     assert not balancer.knows(futures[0].msg_id)
 
 
+def test_the_first_of_many_are_placed_while_the_others_are_got_ready(
+    backend, balancer, monkeypatch
+):
+    registered = []
+    place = backend.send_balanced
+
+    def send_balanced(requests, candidates):
+        registered.append(len(backend.sink.outstanding))
+        place(requests, candidates)
+
+    monkeypatch.setattr(backend, "send_balanced", send_balanced)
+    futures = submit(balancer, 1000)
+    assert registered[0] < 100 and registered[-1] == 1000
+    assert [request.msg_id for _, request in backend.balanced] == [f.msg_id for f in futures]
+
+
 def test_the_header_keeps_what_the_user_said(backend, balancer):
     (first,) = submit(balancer)
     submit(balancer, after=Dependency(first.msg_id), retries=2, header={"label": "mine"})
