@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 
-from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import OutputEvent, Reply
 
 from ..controlled import settle
@@ -108,6 +107,9 @@ class EngineActor:
 
     def __init__(self, registry: Any, key: str, id: int, setup: dict[str, Any]) -> None:
         from pxcompat import alias
+
+        # loads IPython, which those who only know of this class do without
+        from pxcompat.engine.runtime import Engine
 
         from .. import mpi
 

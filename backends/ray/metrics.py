@@ -8,11 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from pxcompat.engine import names
-from pxcompat.engine.runtime import Engine
+
+if TYPE_CHECKING:
+    from pxcompat.engine.runtime import Engine
 
 __all__ = ["Meter"]
 

@@ -92,6 +92,15 @@ def test_ray_stays_out_of_the_dask_path() -> None:
     assert done.stdout.split() == ["False"]
 
 
+def test_only_engines_load_ipython_on_ray() -> None:
+    # a cluster's start waits for its controller and its registry to be loaded, one after the other
+    code = "import sys, pxcompat.backends.ray.registry; print('IPython' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["False"]
+
+
 @pytest.mark.parametrize("name", pxcompat.__all__)
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(pxcompat, name) is not None
