@@ -331,9 +331,10 @@ class Client(Work):
         scheduler_args: Any = None,
         **worker_args: Any,
     ) -> Any:
-        """A ``distributed.Client`` whose workers are the engines.
+        """A ``distributed.Client`` whose workers are the engines that are targeted.
 
-        Where the backend's engines are Dask workers, nothing is started.  Elsewhere a scheduler is
+        Where the backend's engines are Dask workers, and all are meant, nothing is started.
+        Otherwise a scheduler is
         started in this process, with TLS, and a worker in each engine's process; they last
         until :meth:`stop_dask`, or as long as this client.  Each engine finds its
         worker under the names ``dask_worker`` and ``distributed_worker``.
@@ -341,7 +342,7 @@ class Client(Work):
         Parameters
         ----------
         targets : int, list of int, slice or "all"
-            The engines that are to be, or to know, their worker.
+            The engines that are to be workers.
         port : int
             The scheduler's; 0 for any that is free.
         nanny : bool
@@ -359,7 +360,8 @@ class Client(Work):
 
         """
         view = self.direct_view(targets)
-        if self._backend.capabilities.dask_workers:
+        _, ids = self._build_targets(targets)
+        if self._backend.capabilities.dask_workers and set(ids) == set(self.ids):
             view.apply_sync(calls.bind_native, *DASK_WORKER)
             return self._backend.native_client()
         if self._dask is None:
@@ -376,10 +378,9 @@ class Client(Work):
     def stop_dask(self, targets: Any = "all") -> None:
         """Take back what :meth:`become_dask` did; engines that are Dask workers stay so."""
         view = self.direct_view(targets)
-        if self._backend.capabilities.dask_workers:
-            view.apply_sync(calls.unbind, *DASK_WORKER)
-            return
-        view.apply_sync(stop_distributed_worker)
+        if self._dask is not None or not self._backend.capabilities.dask_workers:
+            view.apply_sync(stop_distributed_worker)
+        view.apply_sync(calls.unbind, *DASK_WORKER)
         if targets is None or targets == "all":
             self._close_dask()
 

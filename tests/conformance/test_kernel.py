@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,6 +148,21 @@ def test_only_its_owner_can_attach_and_nothing_stays(bound: str, cluster: Any) -
 def test_elsewhere_it_says_where_it_belongs() -> None:
     with pytest.raises(RuntimeError, match="runs on an engine"):
         ipp.bind_kernel()
+
+
+def test_become_dask_with_some_engines(rc: ipp.Client) -> None:
+    first, *others = rc.ids
+    pid = rc[first].apply_sync(os.getpid)
+    with rc.become_dask(targets=[first]) as executor:
+        executor.wait_for_workers(1, timeout=PATIENCE)
+        assert len(executor.scheduler_info()["workers"]) == 1
+        assert set(executor.gather(executor.map(lambda n: os.getpid(), range(10)))) == {pid}
+        assert "Worker" in rc[first].apply_sync(repr, ipp.Reference("dask_worker"))
+        with pytest.raises(ipp.CompositeError, match="NameError"):
+            rc[others].apply_sync(repr, ipp.Reference("dask_worker"))
+    rc.stop_dask()
+    with pytest.raises(ipp.RemoteError, match="NameError"):
+        rc[first].apply_sync(repr, ipp.Reference("dask_worker"))
 
 
 def test_become_dask(rc: ipp.Client) -> None:
