@@ -334,10 +334,9 @@ class Client(Work):
         """A ``distributed.Client`` whose workers are the engines that are targeted.
 
         Where the backend's engines are Dask workers, and all are meant, nothing is started.
-        Otherwise a scheduler is
-        started in this process, with TLS, and a worker in each engine's process; they last
-        until :meth:`stop_dask`, or as long as this client.  Each engine finds its
-        worker under the names ``dask_worker`` and ``distributed_worker``.
+        Otherwise a scheduler is started in this process, with TLS, and a worker in each engine's
+        process; they last until :meth:`stop_dask`, or as long as this client.  Each engine finds
+        its worker under the names ``dask_worker`` and ``distributed_worker``.
 
         Parameters
         ----------
