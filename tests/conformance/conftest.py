@@ -58,6 +58,7 @@ def nothing_is_left(ipython_dir: None) -> Iterator[None]:
     yield
     # threads of libraries that live as long as the process, asked for once
     lasting = (
+        "Dask-Callback-Thread",
         "Dask-Offload",
         "IO loop",
         "asyncio_",
