@@ -600,6 +600,12 @@ class DaskBackend:
             self._client.close(timeout=timeout)
 
     async def _hang_up(self) -> None:
+        if self._balanced.unfinished:
+            # what engines have given back is placed before we go; then they keep the rest
+            keys = [info.key for info in self.engines()]
+            told = [asyncio.wrap_future(self.control(key, "leaving", {})) for key in keys]
+            if told:
+                await asyncio.wait(told, timeout=1)
         self._balanced.close()
         registry: Any = getattr(self, "_registry", None)
         reached = registry is not None and registry.channel is not None

@@ -398,6 +398,11 @@ class Submitter:
 
     # -- questions -----------------------------------------------------------------------
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether there are calls without a reply."""
+        return bool(self._groups or self._batches)
+
     def waiting(self) -> list[str]:
         """Ids of calls that neither the scheduler nor an engine has yet."""
         with self._lock:

@@ -91,7 +91,7 @@ class Given:
         except asyncio.CancelledError:
             # The worker closes, and Dask would have another one run all of it, again.
             back = self._engine.give_back(list(self._numbers))
-            if back and self._peer.connected:
+            if back and self._peer.places:
                 self._peer.tell(("returned", back))
             elif len(back) == len(self._numbers):
                 raise
@@ -164,7 +164,7 @@ class Given:
 
     def give_back(self) -> None:
         """Tell the client what has not begun, and will not, for others to do."""
-        if self._peer.connected and (back := self._engine.give_back(list(self._numbers))):
+        if self._peer.places and (back := self._engine.give_back(list(self._numbers))):
             self._peer.tell(("returned", back))
 
     def _due(self) -> bool:

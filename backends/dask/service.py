@@ -94,6 +94,8 @@ class _Peer:
         self._loop_thread = loop_thread
         self._channel: Channel | None = None
         self._backlog: deque[Message] = deque(maxlen=BACKLOG)
+        #: whether it has said that it is about to go
+        self.leaving = False
         #: ids of what it put here for several engines, and has not dropped
         self.blobs: set[str] = set()
 
@@ -119,6 +121,11 @@ class _Peer:
         """Whether the client is there."""
         channel = self._channel
         return channel is not None and not channel.closed.is_set()
+
+    @property
+    def places(self) -> bool:
+        """Whether the client is there to place again what is given back."""
+        return self.connected and not self.leaving
 
     def started(self, msg_id: str) -> None:
         """Have the client know that a call starts, before it does."""
@@ -279,6 +286,9 @@ class Service:
             elif question == "recall":
                 request = engine.recall(args["msg_id"])
                 value = pack_request(request) if request else None
+            elif question == "leaving":
+                # what was given back before is on its way to it; the rest runs here
+                peer.leaving, value = True, None
             else:
                 raise ValueError(f"an engine does not know the question {question!r}")
         except Exception as error:

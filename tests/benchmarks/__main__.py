@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -147,8 +146,6 @@ def run(options: argparse.Namespace) -> report.Results:
 
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     started = time.strftime("%Y-%m-%d %H:%M")
     results = run(options)
     print(report.table(results, options.systems))
@@ -171,4 +168,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # clusters that were started end with it
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import threading
 import time
@@ -71,6 +72,26 @@ def test_work_goes_on_without_its_client(rc: ipp.Client, cluster: Any, tmp_path:
     (tmp_path / "go").touch()
     results = waiting.get(PATIENCE)
     assert results == [str(tmp_path / "go")] + [[str(tmp_path / "go")]] * len(balanced)
+
+
+def test_a_client_may_close_at_any_moment(rc: ipp.Client, cluster: Any, tmp_path: Any) -> None:
+    def done(msg_ids: list[str]) -> bool:
+        try:
+            return len(rc.result_status(msg_ids)["completed"]) == len(msg_ids)
+        except KeyError:
+            return False  # one is between two engines
+
+    # calls that wait behind others are moved by their client, after a while
+    for moment in range(0, 120, 12):
+        go = str(tmp_path / f"go-{moment}")
+        other = cluster.connect_client_sync()
+        other[rc.ids[0]].apply_async(hold, go)
+        balanced = other.load_balanced_view().map_async(hold, [go] * 2 * len(rc))
+        time.sleep(moment / 1000)
+        other.close()
+        (tmp_path / f"go-{moment}").touch()
+        wait_until(functools.partial(done, balanced.msg_ids))
+        assert rc.get_result(balanced.msg_ids).get(PATIENCE) == [[go]] * len(balanced)
 
 
 def test_an_unknown_request_is_a_key_error(rc: ipp.Client) -> None:
