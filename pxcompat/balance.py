@@ -44,6 +44,8 @@ class _Job:
     after: Dependency
     follow: Dependency
     timer: threading.Timer | None = None
+    #: whether its time to wait was up while it ran
+    late: bool = False
     avoid: set[str] = field(default_factory=set)
     last: Reply | None = None
     #: the engine it was sent to, not by the backend's scheduler but from an engine
@@ -289,6 +291,8 @@ class Balancer:
             return candidates
         if job.timer is not None:
             return None  # an engine may yet come, until the time is up
+        if job.late:
+            return TaskTimeout(f"task {job.request.msg_id} found no other engine in time")
         if job.last is not None:
             return job.last
         if job.follow:
@@ -332,7 +336,8 @@ class Balancer:
             if job is None:
                 current = self._jobs.get(msg_id)
                 if current is not None:
-                    current.timer = None  # placed in time; from here on it just runs
+                    # placed in time; from here on it just runs, or is tried where it can be
+                    current.timer, current.late = None, True
                 return
             self._leave(job)
         what = f"task {msg_id} found no engine in time"

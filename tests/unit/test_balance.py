@@ -352,6 +352,15 @@ def test_with_a_timeout_retries_wait_for_an_engine_to_come(backend, balancer):
     assert error_of(future) == "TaskTimeout"
 
 
+def test_time_that_is_up_while_a_try_runs_is_up_for_the_next(backend, balancer):
+    (future,) = submit(balancer, retries=5, timeout=0.5)
+    backend.error(future.msg_id, engine="a")
+    Timer.made[0].fire()
+    assert not future.done()
+    backend.error(future.msg_id, engine="b")
+    assert error_of(future) == "TaskTimeout"
+
+
 def test_a_timer_ends_with_its_call(backend, balancer):
     (future,) = submit(balancer, timeout=0.5)
     backend.ok(future.msg_id)
