@@ -268,7 +268,7 @@ class RayBackend:
 
         def near(answer: Future[Any]) -> None:
             engine.near = answer.exception() is None and proof.given(answer.result())
-            self._done_with(engine, self.sink.session)
+            self._tell(engine, "met", {"near": engine.near})
 
         self.control(engine.info.key, "near", {"field": proof.field}).add_done_callback(near)
 
@@ -365,7 +365,6 @@ class RayBackend:
                 for request in requests:
                     if self._in_band:
                         request.header["in_band"] = True
-                    request.header["near"] = engine.near
                     engine.sent[request.msg_id] = (request, now)
             direct = [r for r in requests if not r.header.get("nested")]
             for request in requests:
@@ -426,7 +425,7 @@ class RayBackend:
                 if isinstance(head[5], int):
                     apart = _Result(apart, head[5], self)
                 elif isinstance(head[5], dict):
-                    done_with = functools.partial(self._done_with, engine, head[0])
+                    done_with = functools.partial(self._tell, engine, "done", {"name": head[0]})
                     apart = Borrowed(head[5], functools.partial(self._events.put, done_with))
                 said.append(("reply", head, apart))
             for kind, *fields in said:
@@ -495,11 +494,10 @@ class RayBackend:
             ) from error
         return frames or []
 
-    def _done_with(self, engine: _Engine, name: str) -> None:
-        """Tell an engine that nobody waits for what it lent us any more."""
+    def _tell(self, engine: _Engine, what: str, args: dict[str, Any]) -> None:
+        """Tell an engine something about what it lends us, if we are connected."""
         with contextlib.suppress(EngineError), self._connected():
-            args = {"name": name}
-            self._registry.ask.remote(self.sink.session, -1, engine.info.key, "done", args)
+            self._registry.ask.remote(self.sink.session, -1, engine.info.key, what, args)
 
     def put(self, frames: Frames, keys: Sequence[str]) -> Handle:
         engines = [self._engines.get(key) for key in keys]
@@ -545,6 +543,7 @@ class RayBackend:
             )
         if self._in_band:
             request.header["in_band"] = True
+        request.header["keep"] = True
         with self._connected():
             engine.outbox.flush()  # what was sent before comes before
             run = engine.handle.run.options(name=request.name, num_returns=2)

@@ -175,7 +175,7 @@ class EngineActor:
         self._begun.append(request.msg_id)
         self._engine.run_now(request, origin)
         answer, lent = origin.answer, None
-        if request.header.get("near"):
+        if "keep" not in request.header:  # that is for whoever has the reference
             lent = self._lender.lend(origin.session, request.msg_id, answer.result)
         in_band = request.header.get("in_band", False)
         reply, apart = pack_reply(answer, in_band=in_band, lent=lent)
@@ -267,6 +267,8 @@ class EngineActor:
             return None
         if question == "near":
             return self._lender.prove(session, args["field"])
+        if question == "met":
+            return self._lender.met(session, near=args["near"])
         if question == "done":
             return self._lender.take_back(args["name"])
         if question == "forget":

@@ -102,6 +102,8 @@ class Lender:
     def __init__(self) -> None:
         #: by msg_id, or by the client that asked for a proof
         self._lent: dict[str, tuple[str, SharedFrames]] = {}
+        #: clients that are there, and can map this process's memory
+        self._near: set[str] = set()
         self._latest = 0.0
 
     def prove(self, client: str, field: dict[str, Any]) -> dict[str, Any] | None:
@@ -116,8 +118,16 @@ class Lender:
         self._lent[client] = client, proof
         return proof.field()
 
+    def met(self, client: str, *, near: bool) -> None:
+        """What came of a client's proof."""
+        self._lent.pop(client, None)
+        if near:
+            self._near.add(client)
+
     def lend(self, client: str, msg_id: str, frames: Any) -> dict[str, Any] | None:
         """What says where a result is; None where it is to go through the store."""
+        if client not in self._near:
+            return None
         if not isinstance(frames, KeptFrames) or frames.shared is None or on_the_way() > MOST:
             return None
         self._lent[msg_id] = client, frames.shared
@@ -125,11 +135,12 @@ class Lender:
         return frames.shared.field()
 
     def take_back(self, name: str) -> None:
-        """A client is done with a result, or its proof."""
+        """A client is done with a result."""
         self._lent.pop(name, None)
 
     def forget(self, client: str) -> None:
-        """A client is gone."""
+        """A client is gone; what it has not been sent yet is not lent."""
+        self._near.discard(client)
         for name, (borrower, _) in list(self._lent.items()):
             if borrower == client:
                 self._lent.pop(name, None)

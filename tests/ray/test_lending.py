@@ -79,6 +79,7 @@ def test_an_engine_is_near_when_each_can_map_the_others_memory() -> None:
 def lent(lender: Lender, msg_id: str = "id") -> tuple[Any, Any]:
     """What a client gets of a result that an engine lends it."""
     frames = kept(FRAMES)
+    lender.met("client", near=True)
     field = lender.lend("client", msg_id, frames)
     return pack_reply(Reply(msg_id, "ok", result=frames), lent=field)
 
@@ -106,6 +107,16 @@ def test_a_result_that_nobody_wants_is_given_back() -> None:
     del borrowed
     assert ended == ["id"]
     lender.forget("client")
+
+
+def test_nothing_is_lent_to_a_client_that_is_not_near_or_has_gone() -> None:
+    lender = Lender()
+    assert lender.lend("client", "id", kept(FRAMES)) is None
+    lender.met("client", near=False)
+    assert lender.lend("client", "id", kept(FRAMES)) is None
+    lender.met("client", near=True)
+    lender.forget("client")
+    assert lender.lend("client", "id", kept(FRAMES)) is None  # its request ran on without it
 
 
 def test_a_result_whose_engine_ended_too_soon_is_an_error() -> None:
