@@ -67,7 +67,7 @@ class DaskReference(RemoteReference, _KeyInGraph):  # type: ignore[misc]
 
     def _hold(self, kept: Kept, future: Future[Any]) -> None:
         """Keep both, whoever lets go of this, until graphs that have it are with the scheduler."""
-        loop = self._dask.loop
+        loop: Any = self._dask.loop
         loop.add_callback(loop.call_later, NEWS, lambda: (kept, future))
 
     @property

@@ -158,7 +158,7 @@ class EngineActor:
 
     def run(
         self,
-        head: tuple[Any, ...] | bytes,
+        head: Any,
         function: Any = None,
         arguments: Any = None,
         natives: Any = None,

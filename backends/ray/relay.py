@@ -367,7 +367,7 @@ class _Sink:
         held = None
         result: Any = reply.result
         if result is None or isinstance(result, list):
-            reply.result = pack_frames(result)  # type: ignore[assignment]
+            reply.result = pack_frames(result)
         else:
             held = (self._child.hold(result), result.nbytes)
             reply.result = None

@@ -118,7 +118,8 @@ def pack_reply(
     """The reply, and apart from it a result that is too large to go with it; ``lent`` says where
     it is in memory that the client can map."""
     frames: Any = reply.result  # an engine's, so never one that stays elsewhere
-    result, apart, nbytes = lent, None, size(frames)
+    result: Any = lent
+    apart, nbytes = None, size(frames)
     if lent is None:
         result = pack_frames(frames, in_band=in_band)
         if nbytes >= LARGE:
