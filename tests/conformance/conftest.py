@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -22,19 +22,10 @@ from traitlets.config import Config
 
 import pxcompat as ipp
 
+from ..common import PATIENCE, surroundings
+
 BACKENDS = os.environ.get("PXCOMPAT_TEST_BACKEND", "dask").split(",")
 ENGINES = 3
-#: seconds for anything to happen that a test waits for
-PATIENCE = 20
-
-
-def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
-    """Wait until a condition holds; its value."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"still not so after {timeout} s: {condition}"
-        time.sleep(0.01)
-    return value
 
 
 def _leftovers() -> set[str]:
@@ -75,7 +66,7 @@ def nothing_is_left(ipython_dir: None) -> Iterator[None]:
             if not item.startswith(tuple(f"thread {name}" for name in lasting))
         }
 
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while left() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left()
@@ -83,15 +74,8 @@ def nothing_is_left(ipython_dir: None) -> Iterator[None]:
 
 @pytest.fixture(scope="package", autouse=True)
 def ipython_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Profiles of our own, and no progress bars."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
-        patch.setenv("PXCOMPAT_NONINTERACTIVE", "1")
-        # a short name: sockets in it must have valid ones
-        with tempfile.TemporaryDirectory(prefix="px") as folder:
-            patch.setenv("TMPDIR", folder)
-            patch.setattr(tempfile, "tempdir", folder)
-            yield
+    with surroundings(tmp_path_factory.mktemp("ipython")):
+        yield
 
 
 @pytest.fixture(scope="package", params=BACKENDS)

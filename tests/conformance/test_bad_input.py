@@ -23,7 +23,7 @@ from IPython.core.interactiveshell import InteractiveShell
 import pxcompat as ipp
 from pxcompat import error
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 
 #: seconds within which a connection is made or refused, and something for a slow machine
 PROMPT = 5 + 4

@@ -10,7 +10,7 @@ import pytest
 
 import pxcompat as ipp
 
-from .conftest import PATIENCE
+from ..common import PATIENCE
 
 
 @pytest.fixture(params=[False, True], ids=["each", "coalescing"])

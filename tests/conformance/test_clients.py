@@ -17,7 +17,7 @@ import pytest
 import pxcompat as ipp
 from pxcompat import error
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 from .test_requests import hold
 
 

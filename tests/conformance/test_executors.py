@@ -14,7 +14,7 @@ import pytest
 
 import pxcompat as ipp
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 from .test_requests import hold, is_running
 
 

@@ -14,7 +14,7 @@ from jupyter_client.blocking import BlockingKernelClient
 
 import pxcompat as ipp
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 from .test_requests import hold, is_running
 
 #: what ipyparallel calls an engine's Dask worker

@@ -18,7 +18,7 @@ from traitlets.config import Config
 import pxcompat as ipp
 from pxcompat import error
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 from .test_magics import px
 from .test_restart import uuids
 

@@ -16,7 +16,7 @@ import pytest
 
 import pxcompat as ipp
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 
 np = pytest.importorskip("numpy")
 
@@ -294,7 +294,7 @@ def test_a_shared_value_is_in_memory_once(rc: ipp.Client) -> None:
     # it goes with the names
     view.execute("del x; globals().pop('y', None)", block=True)
     # what a client of another test had, when that went without a word, is kept for half a minute
-    wait_until(lambda: not any(view.apply_sync(held)), 3 * PATIENCE)
+    wait_until(lambda: not any(view.apply_sync(held)))
 
 
 def test_a_shared_value_outlives_the_engine_that_had_it_first(

@@ -16,7 +16,8 @@ from typing import IO
 import psutil
 import pytest
 
-from .conftest import BACKENDS, PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
+from .conftest import BACKENDS
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import pytest
 import pxcompat as ipp
 from pxcompat import error
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 
 
 @ipp.interactive

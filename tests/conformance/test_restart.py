@@ -12,7 +12,7 @@ import pytest
 import pxcompat as ipp
 from pxcompat import error
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 
 
 def uuids(rc: ipp.Client) -> dict[int, str]:

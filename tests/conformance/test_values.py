@@ -13,7 +13,7 @@ import pytest
 import pxcompat as ipp
 from pxcompat import error
 
-from .conftest import PATIENCE
+from ..common import PATIENCE
 
 np = pytest.importorskip("numpy")
 

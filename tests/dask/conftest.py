@@ -6,16 +6,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import pxcompat as ipp
 
-#: seconds for anything to happen that a test waits for
-PATIENCE = 30
+from ..common import PATIENCE, surroundings
 
 FLAGS = (
     "--headless",
@@ -30,25 +28,10 @@ FLAGS = (
 )
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
-    """Wait until a condition holds; its value."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"still not so after {timeout} s: {condition}"
-        time.sleep(0.05)
-    return value
-
-
 @pytest.fixture(scope="package", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Profiles of our own, no progress bars, and temporary files where they can be counted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
-        patch.setenv("PXCOMPAT_NONINTERACTIVE", "1")
-        with tempfile.TemporaryDirectory(prefix="px") as folder:
-            patch.setenv("TMPDIR", folder)
-            patch.setattr(tempfile, "tempdir", folder)
-            yield
+    with surroundings(tmp_path_factory.mktemp("ipython")):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster
 import pxcompat as ipp
 from pxcompat.error import BackendError, NoEnginesRegistered
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 
 
 def local_cluster(n: int, **options: Any) -> LocalCluster:

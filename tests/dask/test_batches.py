@@ -10,7 +10,7 @@ import pytest
 
 import pxcompat as ipp
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from distributed import Client
 
 import pxcompat as ipp
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 
 np = pytest.importorskip("numpy")
 da = pytest.importorskip("dask.array")

@@ -16,7 +16,7 @@ from distributed.diagnostics.progress_stream import color_of
 import pxcompat as ipp
 from pxcompat import error
 
-from .conftest import PATIENCE, wait_until
+from ..common import PATIENCE, wait_until
 
 #: rows of the tables on a page, which Bokeh hides from the page's own selectors
 ROWS = """

@@ -16,7 +16,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 
 #: seconds for anything to happen that a test waits for
-PATIENCE = 60
+PATIENCE = 90
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 

@@ -12,6 +12,7 @@ import json
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,9 @@ def main(side: str, out: str, names: list[str]) -> None:
     running = Side(side)
     try:
         for name in names:
+            began = time.monotonic()
             outcomes[name] = running.run(snippets[name])
+            print(f"{time.monotonic() - began:6.2f} s  {name}", flush=True)
             Path(out).write_text(json.dumps(outcomes, indent=1))
     finally:
         running.stop(running.shared)

@@ -6,38 +6,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 import pxcompat as ipp
 
-#: seconds for anything to happen that a test waits for
-PATIENCE = 30
-
-
-def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
-    """Wait until a condition holds; its value."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"still not so after {timeout} s: {condition}"
-        time.sleep(0.02)
-    return value
+from ..common import PATIENCE, surroundings
 
 
 @pytest.fixture(scope="package", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Profiles of our own, no progress bars, and temporary files where they can be counted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
-        patch.setenv("PXCOMPAT_NONINTERACTIVE", "1")
-        with tempfile.TemporaryDirectory(prefix="px") as folder:
-            patch.setenv("TMPDIR", folder)
-            patch.setattr(tempfile, "tempdir", folder)
-            yield
+    with surroundings(tmp_path_factory.mktemp("ipython")):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -90,10 +90,10 @@ ADOPT = """if True:
     from pxcompat.backends.ray import order as orders, registry
     setup = {"cwd": None, "path": [], "env": {}}
     order = orders.registry_order({}, setup, "orphan", logs="", own=True)
-    orphan = registry.create(order | {"silence": 1}, detached=True)
+    orphan = registry.create(order | {"silence": 5}, detached=True)
     keys = ray.get(orphan.start_engines.remote(1))
-    asked = orphan.ended.remote()
-    print("orphan", ray.get(orphan.await_engines.remote(keys)), ray.get(asked))
+    started = ray.get(orphan.await_engines.remote(keys))
+    print("orphan", started, ray.get(orphan.ended.remote()))
     def orphans():
         return [a.name for a in list_actors(address=address, filters=[("state", "=", "ALIVE")])]
     deadline = time.monotonic() + 30

@@ -15,7 +15,8 @@ import ray
 
 import pxcompat as ipp
 
-from .conftest import PATIENCE, python, wait_until
+from ..common import PATIENCE, wait_until
+from .conftest import python
 
 np = pytest.importorskip("numpy")
 pd = pytest.importorskip("pandas")

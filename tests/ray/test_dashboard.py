@@ -12,7 +12,7 @@ import ray
 
 import pxcompat as ipp
 
-from .conftest import wait_until
+from ..common import wait_until
 
 
 def get_norms(x: int) -> int:

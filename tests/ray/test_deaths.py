@@ -11,7 +11,8 @@ import ray
 
 import pxcompat as ipp
 
-from .conftest import PATIENCE, python, wait_until
+from ..common import PATIENCE, wait_until
+from .conftest import python
 
 
 def test_a_killed_actor(cluster: ipp.Cluster, rc: ipp.Client) -> None:

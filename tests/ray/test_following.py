@@ -17,7 +17,8 @@ import pytest
 
 from pxcompat.backends.ray import session
 
-from .conftest import python, wait_until
+from ..common import wait_until
+from .conftest import python
 
 #: a node's processes in which the package is not installed, but may come with Ray
 LACKS = """

@@ -21,7 +21,7 @@ from pxcompat.backends.shared import LEAST, MARK, SharedFrames, kept, on_the_way
 from pxcompat.error import EngineError
 from pxcompat.protocol import Reply
 
-from .conftest import wait_until
+from ..common import wait_until
 
 pytestmark = pytest.mark.skipif(not shared.can_share(), reason="needs memfd_create and /proc")
 

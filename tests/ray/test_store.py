@@ -14,7 +14,7 @@ import ray
 import pxcompat as ipp
 from pxcompat.backends.ray import backend
 
-from .conftest import wait_until
+from ..common import wait_until
 
 MB = 1 << 20
 

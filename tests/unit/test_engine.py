@@ -16,7 +16,7 @@ from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import OutputEvent, Reply, Request
 
 #: seconds for anything to happen that a test waits for
-PATIENCE = 10
+PATIENCE = 90
 
 
 class Recorder:

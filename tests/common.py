@@ -1,0 +1,40 @@
+"""What tests of live clusters share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+__all__ = ["PATIENCE", "surroundings", "wait_until"]
+
+#: seconds for anything to happen that a test waits for, on the slowest machine
+PATIENCE = 90
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
+    """Wait until a condition holds; its value."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"still not so after {timeout} s: {condition}"
+        time.sleep(0.02)
+    return value
+
+
+@contextlib.contextmanager
+def surroundings(ipython: Path) -> Iterator[None]:
+    """Profiles of our own, no progress bars, and temporary files where they can be counted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", os.fspath(ipython))
+        patch.setenv("PXCOMPAT_NONINTERACTIVE", "1")
+        # a short name: sockets in it must have valid ones
+        with tempfile.TemporaryDirectory(prefix="px") as folder:
+            patch.setenv("TMPDIR", folder)
+            patch.setattr(tempfile, "tempdir", folder)
+            yield
