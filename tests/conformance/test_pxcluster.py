@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 STARTED = "Engines appear to have started successfully"
 HEADER = ["PROFILE", "CLUSTER", "ID", "BACKEND", "ENGINES", "PID", "ADDRESS"]
-TIMEOUT = 60
+TIMEOUT = 150
 
 
 class Command:

@@ -48,5 +48,5 @@ def python(
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=250,
     )

@@ -21,7 +21,7 @@ from pxcompat.backends.shared import LEAST, MARK, SharedFrames, kept, on_the_way
 from pxcompat.error import EngineError
 from pxcompat.protocol import Reply
 
-from ..common import wait_until
+from ..common import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(not shared.can_share(), reason="needs memfd_create and /proc")
 
@@ -203,12 +203,12 @@ def test_parts_come_back_and_nothing_stays_lent(near: ipp.Client) -> None:
 
 def test_an_array_outlives_its_engine(cluster: ipp.Cluster, near: ipp.Client) -> None:
     name = cluster.start_engines_sync(1)
-    near.wait_for_engines(3, timeout=30)
+    near.wait_for_engines(3, timeout=PATIENCE)
     last = near.ids[-1]
     engines: Any = near._backend
     wait_until(lambda: all(engine.near for engine in engines.engines()))
     result = near[last].apply_async(np.ones, MB)
-    result.wait(30)
+    result.wait(PATIENCE)
     cluster.stop_engines_sync(name)
     wait_until(lambda: last not in near.ids)
-    assert result.get(30).sum() == MB
+    assert result.get(PATIENCE).sum() == MB
