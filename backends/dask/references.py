@@ -61,8 +61,12 @@ class DaskReference(RemoteReference, _KeyInGraph):  # type: ignore[misc]
                     pure=False,
                 )
                 self._future.add_done_callback(functools.partial(self._hold, kept))
-                # before a graph that has it, which may come by another client
-                self._dask.sync(known, self._dask.scheduler, key)
+                # Before a graph that has it, which may come by another client.  This one keeps
+                # the order itself, and cannot wait on its loop, or where it pickles a graph: under
+                # its lock, which the loop may want.
+                dask: Any = self._dask
+                if not (dask.asynchronous or dask._refcount_lock._is_owned()):
+                    dask.sync(known, dask.scheduler, key)
             return self._future
 
     def _hold(self, kept: Kept, future: Future[Any]) -> None:
@@ -77,6 +81,14 @@ class DaskReference(RemoteReference, _KeyInGraph):  # type: ignore[misc]
     @property
     def client(self) -> Client:
         return self._dask
+
+    @property
+    def status(self) -> Any:
+        return self.future.status
+
+    @property
+    def _state(self) -> Any:  # ``Client.gather`` has errors from there
+        return self.future._state
 
     def __dask_tokenize__(self) -> Any:
         return self.future.__dask_tokenize__()

@@ -33,6 +33,15 @@ def test_graphs_have_references(rc: ipp.Client, client: Any) -> None:
     assert client.compute(blocks.sum()).result() == 8
 
 
+def test_dask_gathers_references(rc: ipp.Client, client: Any) -> None:
+    first, second = rc[:].ref("n")
+    assert client.gather(first) == 1
+    assert client.gather({"k": [first, second]}) == {"k": [1, 2]}
+    assert rc[0].ref("n * 10").future.result() == 10
+    with pytest.raises(ipp.error.EngineError, match="engine 1 .* NameError"):
+        client.gather(rc[:].ref("n if n == 1 else missing"))
+
+
 def test_any_client_may_compute_them(rc: ipp.Client) -> None:
     with rc.become_dask() as other:
         for _ in range(20):
