@@ -38,6 +38,7 @@ GRACE = 5
 
 class _Controller:
     def __init__(self, order: dict[str, Any]) -> None:
+        self.ray = session.import_ray()  # before there is anything to clean up
         self.order = order
         self.options: dict[str, Any] = order["options"]
         self.address = self.options.get("address")
@@ -59,7 +60,6 @@ class _Controller:
             self._stop()
 
     def _start(self) -> dict[str, Any]:
-        ray = session.import_ray()
         if self.address:
             info = {
                 "address": self.address,
@@ -91,7 +91,7 @@ class _Controller:
             ),
             detached=self.detached,
         )
-        ray.get(self.registry.start_engines.remote(self.order["n"]))
+        self.ray.get(self.registry.start_engines.remote(self.order["n"]))
         return {
             "backend": "ray",
             **info,
@@ -134,7 +134,7 @@ class _Controller:
         self.registry.ended.remote().future().add_done_callback(answered)
 
     def _stop(self) -> None:
-        ray = session.import_ray()
+        ray = self.ray
         children = psutil.Process().children(recursive=True)
         with contextlib.suppress(Exception):
             if self.address and self.registry is not None:

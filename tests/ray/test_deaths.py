@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -116,3 +118,17 @@ def test_an_engine_that_takes_all_memory() -> None:
             wait_until(lambda: 0 not in rc.ids)
     finally:
         cluster.stop_cluster_sync()
+
+
+def test_a_ray_that_cannot_be_imported_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").write_text("raise ImportError('it is broken')\n")
+    # a short name: Ray's sockets in it must have valid ones
+    with tempfile.TemporaryDirectory(prefix="px", dir="/tmp") as folder:
+        done = python(
+            "import pxcompat as ipp; ipp.Cluster(n=1, backend='ray').start_cluster_sync()",
+            PYTHONPATH=str(tmp_path),
+            TMPDIR=folder,
+        )
+        assert "it is broken" in done.stderr
+        assert not os.listdir(folder)
