@@ -435,6 +435,7 @@ class Engine:
             reply.content = describe_failure(error, self._engine_info(request), self.shell)
         if reply.status == "error" and request.kind == "execute":
             output.emit("error", reply.content)
+        self.shell.print_traceback()
         for drain in self._drain:
             drain()
         reply.outputs = output.end()
@@ -517,7 +518,6 @@ class Engine:
     def _execute(self, request: Request, reply: Reply) -> None:
         content = request.content
         shell = self.shell
-        shell.last_traceback = []
         count = shell.execution_count
         result: Any = shell.run_cell(
             content["code"],
@@ -530,7 +530,8 @@ class Engine:
         else:
             reply.status = "error"
             info = self._engine_info(request)
-            reply.content = describe_failure(error, info, shell, shell.last_traceback)
+            reply.content = describe_failure(error, info, shell, list(shell.last_traceback))
+            shell.last_traceback = ()
 
     def _engine_info(self, request: Request) -> dict[str, Any]:
         return {"engine_uuid": self.key, "engine_id": self.id, "method": request.kind}

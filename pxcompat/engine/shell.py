@@ -7,7 +7,7 @@ import glob
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +71,8 @@ class EngineShell(InteractiveShell):
 
     #: the output of the running request; None between requests
     output: RequestOutput | None = None
-    #: the lines of the traceback shown last
-    last_traceback: list[str]
+    #: the lines of the last traceback, as long as nobody has been shown it
+    last_traceback: Sequence[str] = ()
     #: whether the shell's namespace is this process's ``__main__``
     is_main = True
 
@@ -106,8 +106,16 @@ class EngineShell(InteractiveShell):
         return etype, value, tb
 
     def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
-        # IPython's hook for frontends: the traceback travels in the reply
+        # IPython's hook for frontends: a failed cell's travels in the reply
+        self.print_traceback()
         self.last_traceback = list(stb)
+
+    def print_traceback(self) -> None:
+        """Print the last traceback, which is no failed cell's: of a script that ``%run`` ran, say,
+        or of the ``repr`` of a result."""
+        if self.last_traceback:
+            sys.stderr.write("\n".join(self.last_traceback) + "\n")
+            self.last_traceback = ()
 
     def ask_exit(self) -> None:
         """``exit`` in a cell: say how an engine is ended."""
@@ -142,6 +150,7 @@ def run_startup_files(shell: EngineShell, profile_dir: str | None) -> None:
             shell.safe_execfile_ipy(file)
         else:
             shell.safe_execfile(file, shell.user_ns)
+        shell.print_traceback()
 
 
 def make_shell(*, is_main: bool) -> EngineShell:

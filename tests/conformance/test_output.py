@@ -68,6 +68,31 @@ def test_a_threads_output_belongs_to_the_request_that_started_it(e0: ipp.DirectV
     assert ar.stdout.strip() == "threaded"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "%run {script}",
+        "%run {script}\nprint('goes on')",
+        "class Bad:\n    def __repr__(self): raise ValueError('as written')\nBad()",
+        "try:\n    raise ValueError('as written')\nexcept ValueError:\n"
+        "    get_ipython().showtraceback()\n1 / 1",
+    ],
+)
+def test_tracebacks_that_are_not_the_cells_own_are_shown(
+    e0: ipp.DirectView, tmp_path: Any, code: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("raise ValueError('as written')\n")
+    ar = e0.execute(code.format(script=script), silent=False, block=False)
+    ar.get(PATIENCE)
+    assert ar.wait_for_output(PATIENCE)
+    assert ar.stderr.count(": as written\n") == 1
+    # once: what fails afterwards has a traceback of its own
+    with pytest.raises(ipp.RemoteError) as caught:
+        e0.execute("1 / 0", silent=False).get(PATIENCE)
+    assert "as written" not in "\n".join(caught.value.render_traceback())
+
+
 def test_much_output_is_complete_and_in_order(e0: ipp.DirectView) -> None:
     ar = e0.execute("for i in range(20_000): print(i)", block=False)
     ar.get(PATIENCE)

@@ -38,7 +38,7 @@ def test_dask_gathers_references(rc: ipp.Client, client: Any) -> None:
     assert client.gather(first) == 1
     assert client.gather({"k": [first, second]}) == {"k": [1, 2]}
     assert rc[0].ref("n * 10").future.result() == 10
-    with pytest.raises(ipp.error.EngineError, match="engine 1 .* NameError"):
+    with pytest.raises(ipp.error.EngineError, match=r"engine 1 .* NameError"):
         client.gather(rc[:].ref("n if n == 1 else missing"))
 
 
