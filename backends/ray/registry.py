@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import re
 import signal
 import tempfile
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -29,7 +27,9 @@ from pxcompat.protocol import EngineInfo
 from ..mpi import Worlds
 from .engine import EngineActor
 from .following import Follower
+from .mail import Mail, Sign
 from .post import Letter
+from .signalling import Signallers, send_signal
 
 __all__ = ["NAME", "Registry", "create"]
 
@@ -39,8 +39,6 @@ log = logging.getLogger("pxcompat.ray")
 NAME = "registry"
 #: calls that may wait in it: a poll for each client and engine, and their questions
 CALLS = 100_000
-#: bytes of mail that may wait for a client before its engines have to wait
-ROOM = 64 << 20
 #: seconds without a client asking for its mail, after which it is taken for dead; without a
 #: cluster's controller asking whether it has ended, likewise
 SILENCE = 30
@@ -55,37 +53,6 @@ BOILERPLATE = (
 LEAVING = 5
 #: engines remembered that ended before they were there
 STILLBORN = 64
-
-
-class _Sign:
-    """Of life, from whoever calls again and again."""
-
-    def __init__(self) -> None:
-        self._calls = 0
-        self._heard = time.monotonic()
-
-    def __enter__(self) -> None:
-        self._calls += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._calls -= 1
-        self._heard = time.monotonic()
-
-    def silent(self, seconds: float) -> bool:
-        """Whether it is so long ago that the last call returned."""
-        return not self._calls and time.monotonic() - self._heard > seconds
-
-
-class _Box:
-    """The mail of one client."""
-
-    def __init__(self) -> None:
-        self.messages: deque[tuple[Any, ...]] = deque()
-        self.nbytes = 0
-        self.changed = asyncio.Condition()
-        self.alive = _Sign()
-        #: ids of its requests that no engine has yet
-        self.unassigned: list[str] = []
 
 
 class _Entry:
@@ -133,12 +100,12 @@ class Registry:
         self._ids = itertools.count()
         self._engines: dict[str, _Entry] = {}
         self._stillborn: deque[tuple[str, str]] = deque(maxlen=STILLBORN)
-        self._boxes: dict[str, _Box] = {}
-        self._signallers: dict[str, Any] = {}
+        self._mail = Mail()
+        self._signallers = Signallers()
         self._silence = order.get("silence", SILENCE)
         self._sweeping = False
         #: of the controller, once it has called
-        self._holder: _Sign | None = None
+        self._holder: Sign | None = None
         self._adopted = order.get("adopted", False)
         self._leaving = False
         self._follower: Follower | None = None
@@ -172,28 +139,14 @@ class Registry:
         if self._leaving:
             await self.forever()  # until this has ended, and the client makes another one
         self._keep_sweeping()
-        box = self._boxes[session] = _Box()
-        box.messages.extend(
-            ("up", asdict(e.info), e.handle) for e in self._engines.values() if e.info is not None
-        )
-        box.messages.extend(("down", key, reason) for key, reason in self._stillborn)
-        known = list(box.messages)
-        box.messages.clear()
-        return known
+        self._mail.open(session)
+        up = [e for e in self._engines.values() if e.info is not None]
+        known: list[tuple[Any, ...]] = [("up", asdict(e.info), e.handle) for e in up]
+        return known + [("down", key, reason) for key, reason in self._stillborn]
 
     async def listen(self, session: str) -> list[tuple[Any, ...]] | None:
         """A client's mail, once there is some; None when we do not know the client (any more)."""
-        box = self._boxes.get(session)
-        if box is None:
-            return None
-        with box.alive:
-            async with box.changed:
-                await box.changed.wait_for(lambda: box.messages or session not in self._boxes)
-                mail = list(box.messages)
-                box.messages.clear()
-                box.nbytes = 0
-                box.changed.notify_all()
-        return mail
+        return await self._mail.take(session)
 
     async def goodbye(self, session: str) -> None:
         """A client leaves.  On a Ray that somebody else runs, the last one takes all along."""
@@ -203,7 +156,7 @@ class Registry:
         """Ask an engine; the answer comes by mail."""
         entry = self._engines.get(key)
         if entry is None:
-            await self._put(session, ("answer", call_id, None, f"there is no engine {key}"))
+            await self._mail.put(session, ("answer", call_id, None, f"there is no engine {key}"))
             return
         entry.unanswered.add((session, call_id))
         await self._question(entry, (session, call_id, op, args))
@@ -223,12 +176,11 @@ class Registry:
         except Exception as error:
             log.exception("a client's question %r failed", op)
             answer = ("answer", call_id, False, f"{type(error).__name__}: {error}")
-        await self._put(session, answer)
+        await self._mail.put(session, answer)
 
     async def note(self, session: str, unassigned: list[str]) -> None:
         """A client says which of its requests no engine has yet."""
-        if session in self._boxes:
-            self._boxes[session].unassigned = unassigned
+        self._mail.note(session, unassigned)
 
     # -- what engines call -----------------------------------------------------------
 
@@ -243,7 +195,7 @@ class Registry:
         if node == self._node:
             entry.born = psutil.Process(pid).create_time()
         entry.registered.set()
-        await self._tell_all(("up", asdict(entry.info), entry.handle))
+        await self._mail.put_to_all(("up", asdict(entry.info), entry.handle))
 
     async def questions(self, key: str) -> list[tuple[Any, ...]]:
         """The questions to an engine, once there are some."""
@@ -260,33 +212,11 @@ class Registry:
             if message[0] == "answer":
                 for entry in self._engines.values():
                     entry.unanswered.discard((session, message[1]))
-            await self._put(session, message, nbytes)
+            await self._mail.put(session, message, nbytes)
         for session in {letter[0] for letter in letters}:
-            await self._room(session)
+            await self._mail.room(session)
 
-    # -- mail ------------------------------------------------------------------------
-
-    async def _put(self, session: str, message: tuple[Any, ...], nbytes: int = 100) -> None:
-        box = self._boxes.get(session)
-        if box is None:
-            return  # its client is gone; what engines remember stays for who asks
-        async with box.changed:
-            box.messages.append(message)
-            box.nbytes += nbytes
-            box.changed.notify_all()
-
-    async def _room(self, session: str) -> None:
-        """Wait until a client has taken its mail, or is dead."""
-        while (box := self._boxes.get(session)) is not None and box.nbytes > ROOM:
-            async with box.changed:
-                try:
-                    await asyncio.wait_for(box.changed.wait(), 1)
-                except asyncio.TimeoutError:
-                    continue
-
-    async def _tell_all(self, message: tuple[Any, ...]) -> None:
-        for session in list(self._boxes):
-            await self._put(session, message)
+    # -- clients that are gone ---------------------------------------------------------
 
     def _keep_sweeping(self) -> None:
         if not self._sweeping:
@@ -297,20 +227,16 @@ class Registry:
         """Forget clients that died without a word; end the cluster when its controller did."""
         while True:
             await asyncio.sleep(self._silence / 3)
-            for session, box in list(self._boxes.items()):
-                if box.alive.silent(self._silence):
-                    await self._forget(session)
+            for session in self._mail.silent(self._silence):
+                await self._forget(session)
             if self._holder is not None and self._holder.silent(self._silence):
                 await self.stop()
                 ray.kill(self._me)
 
     async def _forget(self, session: str) -> None:
-        box = self._boxes.pop(session, None)
-        if box is None:
+        if not await self._mail.close(session):
             return
-        async with box.changed:
-            box.changed.notify_all()
-        if self._adopted and not self._boxes:
+        if self._adopted and not self._mail:
             await self._leave()
             return
         for entry in list(self._engines.values()):
@@ -381,7 +307,7 @@ class Registry:
             return keys
 
         def waiting() -> int:
-            return sum(len(box.unassigned) for box in self._boxes.values())
+            return len(self._mail.unassigned())
 
         self._follower = Follower(self._order["actor"], start, waiting)
         keys = await self._follower.look()
@@ -462,8 +388,8 @@ class Registry:
         if entry.info is None:
             self._stillborn.append((entry.key, reason))
         for session, call_id in entry.unanswered:
-            await self._put(session, ("answer", call_id, None, f"engine {entry.id}: {reason}"))
-        await self._tell_all(("down", entry.key, reason))
+            await self._mail.put(session, ("answer", call_id, None, f"engine {entry.id}: {reason}"))
+        await self._mail.put_to_all(("down", entry.key, reason))
         entry.gone.set()
 
     async def _expect(self, entry: _Entry) -> None:
@@ -530,25 +456,16 @@ class Registry:
             entry.reason = f"its process was killed by signal {int(signum)} (SIGKILL)"
         if entry.node == self._node:
             return send_signal(entry.info.pid, entry.born, signum)
-        # by a process beside it: that works even when it holds its interpreter's lock
-        signaller = self._signallers.get(entry.node)
-        if signaller is None:
-            affinity = NodeAffinitySchedulingStrategy(entry.node, soft=False)
-            signaller = self._signallers[entry.node] = (
-                ray.remote(_Signaller)
-                .options(num_cpus=0, max_restarts=-1, scheduling_strategy=affinity)
-                .remote()
-            )
-        return str(await signaller.send.remote(entry.info.pid, signum))
+        return await self._signallers.send(entry.node, entry.info.pid, signum)
 
     async def unassigned(self) -> list[str]:
         """Ids of balanced requests that no engine has yet, as far as clients have said."""
-        return [msg_id for box in self._boxes.values() for msg_id in box.unassigned]
+        return self._mail.unassigned()
 
     async def ended(self) -> bool:
         """Whether somebody asked for the cluster's end; asked again and again by its controller,
         without which a cluster on somebody else's Ray would have nobody to end it."""
-        self._holder = self._holder or _Sign()
+        self._holder = self._holder or Sign()
         self._keep_sweeping()
         with self._holder, contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._ended.wait(), self._silence / 3)
@@ -560,33 +477,12 @@ class Registry:
             self._following.cancel()
             self._follower.stop()
             self._follower = None
-        for signaller in self._signallers.values():
-            ray.kill(signaller)
-        self._signallers.clear()
+        self._signallers.close()
         for entry in list(self._engines.values()):
             entry.reason = "its cluster was stopped"
             ray.kill(entry.handle)
         await self._worlds.close()
         self._ended.set()
-
-
-class _Signaller:
-    """Sends signals on its node."""
-
-    def send(self, pid: int, signum: int) -> str:
-        return send_signal(pid, 0, signum)
-
-
-def send_signal(pid: int, born: float, signum: int) -> str:
-    """Send a signal to a process of this host, if it is still the same; "" or why not."""
-    try:
-        process = psutil.Process(pid)
-        if born and process.create_time() != born:
-            return f"its process {pid} has ended"
-        os.kill(pid, signum)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return f"its process {pid} has ended"
-    return ""
 
 
 def why(error: BaseException) -> str:
