@@ -585,3 +585,13 @@ class AsyncHubResult(AsyncResult):
     completes when the cluster's record of the request answers; so, unlike ipyparallel's, it
     polls nothing and behaves as any other AsyncResult.
     """
+
+    def _error_in(
+        self,
+        children: Sequence[MessageFuture],
+        ask: Callable[[MessageFuture], BaseException | None],
+    ) -> BaseException | None:
+        # of one request in a list, too, the error is its own, as ipyparallel's
+        if len(self._children) == 1 and not self._return_exceptions:
+            return ask(self._children[0])
+        return super()._error_in(children, ask)

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from .dispatch import Dispatcher
-from .engine.records import check
+from .engine.records import KEYS, check
 from .error import EngineError, UnknownRequest
 from .futures import MessageFuture, Metadata
 from .protocol import Request
@@ -29,6 +29,8 @@ T = TypeVar("T")
 TIMEOUT = 10
 #: seconds for another client's request to arrive, of which we have heard already
 ARRIVAL = 0.5
+#: the keys of records that are times
+TIMES = frozenset({"submitted", "started", "completed", "received"})
 
 
 class Hub:
@@ -133,11 +135,14 @@ class Hub:
             When the arguments of one were too large to be remembered.
         """
         requests = []
+        engines: dict[str, str] = {}
         for msg_id in msg_ids:
             request = self._dispatcher.unsent.get(msg_id)
             if request is None:
                 recalled = self.ask("recall", {"msg_id": msg_id}, self._everybody())
-                request = next((r for r in recalled.values() if r is not None), None)
+                for key, found in recalled.items():
+                    if found is not None:
+                        request, engines[msg_id] = found, key
             if request is None:
                 raise UnknownRequest(f"No engine remembers the request {msg_id!r}")
             if request.kind == "apply" and request.arguments is None:
@@ -146,31 +151,39 @@ class Hub:
                     "remember; call it again with them"
                 )
             requests.append(request)
-        return [send(dataclasses.replace(r, header=dict(r.header))) for r in requests]
+        futures = []
+        for msg_id, request in zip(msg_ids, requests, strict=True):
+            future = send(dataclasses.replace(request, header=dict(request.header)))
+            futures.append(future)
+            if msg_id in engines:
+                again = {"msg_id": msg_id, "again": future.msg_id}
+                self.ask("resubmitted", again, [engines[msg_id]])
+        return futures
 
     # -- records -----------------------------------------------------------------
 
     def query(self, query: Mapping[str, Any], keys: Sequence[str] | None) -> list[dict[str, Any]]:
         """Records that match, oldest first (``db_query``)."""
         check(query)
-        answers = self.ask("query", {"query": _plain(query)}, self._everybody())
+        unknown = set(keys or ()) - set(KEYS)
+        if unknown:
+            raise KeyError(f"records have no {sorted(unknown)}; they have {', '.join(KEYS)}")
+        asked = sorted({"submitted", *keys}) if keys else None  # the order is by it
+        question = {"query": _plain(query), "keys": asked}
+        answers = self.ask("query", question, self._everybody())
         rows = [self._row(row) for found in answers.values() for row in found]
         rows.sort(key=lambda row: (row["submitted"] is None, row["submitted"]))
-        if keys is not None:
-            wanted = {"msg_id", *keys}
-            rows = [{k: v for k, v in row.items() if k in wanted} for row in rows]
-        return rows
+        return [{k: row[k] for k in ("msg_id", *keys)} for row in rows] if keys else rows
 
     @staticmethod
     def _row(row: dict[str, Any]) -> dict[str, Any]:
-        row = dict(row)
-        for key in ("submitted", "started", "completed"):
-            row[key] = _datetime(row[key])
-        header = dict(row["header"])
-        header["date"] = _datetime(header.pop("submitted", None))
-        for internal in ("client", "balanced", "resubmitted", "heard", "nested", "copy", "in_band"):
-            header.pop(internal, None)
-        row["header"] = header
+        row = {key: _datetime(value) if key in TIMES else value for key, value in row.items()}
+        if "header" in row:
+            header = dict(row["header"])
+            header["date"] = _datetime(header.pop("submitted", None))
+            for internal in ("client", "balanced", "heard", "nested", "copy", "in_band"):
+                header.pop(internal, None)
+            row["header"] = header
         return row
 
     def history(self) -> list[str]:
@@ -200,8 +213,8 @@ class Hub:
 
         def find() -> bool | None:
             missing = [m for m in msg_ids if m not in found]
-            query = {"msg_id": {"$in": missing}}
-            for rows in self.ask("query", {"query": query}, self._everybody()).values():
+            question = {"query": {"msg_id": {"$in": missing}}, "keys": ["status"]}
+            for rows in self.ask("query", question, self._everybody()).values():
                 found.update((row["msg_id"], row["status"]) for row in rows)
             if set(missing) - set(found):
                 found.update((m, "queued") for m in self._unassigned() if m in missing)
@@ -218,12 +231,18 @@ class Hub:
         unassigned: Future[Any] = self._dispatcher.backend.control(None, "unassigned", {})
         status: dict[Any, Any] = {}
         arrived: set[str] = set()
+        done: Mapping[str, Any] = {}
+        if verbose:
+            question = {"query": {"completed": {"$exists": True}}, "keys": ()}
+            done = self.ask("query", question, keys)
         for key, answer in self.ask("status", {}, keys).items():
             queue, tasks = list(answer["queue"]), list(answer["tasks"])
             arrived.update(tasks)
             status[self._dispatcher.ids[key]] = {
                 "queue": queue if verbose else len(queue),
-                "completed": answer["completed"],
+                "completed": (
+                    [row["msg_id"] for row in done.get(key, ())] if verbose else answer["completed"]
+                ),
                 "tasks": tasks if verbose else len(tasks),
             }
         waiting = [m for m in unassigned.result(TIMEOUT) if m not in arrived]
@@ -235,10 +254,12 @@ def _datetime(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
 
 
-def _plain(query: Any) -> Any:
-    """A query with datetimes as the POSIX seconds that records hold, and sets as lists."""
+def _plain(query: Any, *, time: bool = False) -> Any:
+    """A query with times as the POSIX seconds that records hold, and sets as lists."""
     if isinstance(query, Mapping):
-        return {key: _plain(value) for key, value in query.items()}
+        return {key: _plain(value, time=time or key in TIMES) for key, value in query.items()}
     if isinstance(query, (list, tuple, set, frozenset)):
-        return [_plain(value) for value in query]
+        return [_plain(value, time=time) for value in query]
+    if time and isinstance(query, str):
+        query = datetime.fromisoformat(query)
     return query.timestamp() if isinstance(query, datetime) else query

@@ -202,6 +202,8 @@ class LoadBalancedView(View):
         return function.map(*sequences)
 
     def _destinations(self, length: int, chunksize: int | None) -> Sequence[Any]:
+        if chunksize is not None and chunksize < 0:
+            raise ValueError(f"chunksize must be an int from 1, not {chunksize!r}")
         return [None] * -(-length // (chunksize or 1))
 
     def _send_parts(

@@ -374,7 +374,7 @@ class Backend(Protocol):
     def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
         """Ask an engine (or, with None, the cluster's controller) something that does not
         wait for the engine's running request.  Of an engine: ``status``, ``query``, ``purge``,
-        ``attach``, ``recall`` and ``cancel``, answered by
+        ``attach``, ``recall``, ``resubmitted`` and ``cancel``, answered by
         :class:`pxcompat.engine.runtime.Engine`; of the controller: ``unassigned``."""
 
     def put(self, frames: Frames, keys: Sequence[str]) -> Handle:

@@ -196,7 +196,7 @@ class Work(Engines):
         unknown = [f for f in found if isinstance(f, str)]
         fetched = dict(zip(unknown, self._hub.fetch(unknown), strict=True)) if unknown else {}
         futures = [fetched[f] if isinstance(f, str) else f for f in found]
-        kind: type[AsyncResult] = AsyncHubResult if unknown and not owner else AsyncResult
+        kind: type[AsyncResult] = AsyncHubResult if unknown else AsyncResult
         children: Any = futures[0] if single and len(futures) == 1 else futures
         targets = [f.metadata["engine_id"] for f in futures]
         return kind(self, children, targets=targets, owner=owner)
@@ -251,7 +251,6 @@ class Work(Engines):
     def _send_again(self, request: Request) -> MessageFuture:
         header = {k: v for k, v in request.header.items() if k not in ("client", "submitted")}
         future = self._dispatcher.register(request.kind, request.label, None, header)
-        header["resubmitted"] = request.msg_id
         request.msg_id = future.msg_id
         request.header = self._dispatcher.header(future, header)
         self._backend.send_balanced([request], None)
@@ -320,8 +319,9 @@ class Work(Engines):
         -------
         dict
             By engine id: ``queue`` and ``tasks`` (requests to the engine, and balanced ones,
-            that have not ended) and ``completed`` (a number); and ``unassigned``, balanced
-            requests on no engine yet.  For a single target, that engine's part alone.
+            that have not ended) and ``completed`` (a number, or those that are remembered);
+            and ``unassigned``, balanced requests on no engine yet.  For a single target,
+            that engine's part alone.
         """
         keys, ids = self._build_targets(targets) if self.ids or targets != "all" else ([], [])
         status = self._hub.queue_status(keys, verbose)
@@ -342,7 +342,15 @@ class Work(Engines):
             Key to value, or to operators: ``{"submitted": {"$lt": datetime}}``; see
             :func:`pxcompat.engine.records.matches`.
         keys : str or list of str, optional
-            Which keys of the records to give; ``msg_id`` always is.
+            Which keys of the records to give; ``msg_id`` always is.  Default: all.  There are
+            no ``buffers`` among them; :meth:`get_result` has results.
+
+        Raises
+        ------
+        KeyError
+            When records have no such key.
+        ValueError
+            For an operator that does not exist.
         """
         keys = [keys] if isinstance(keys, str) else keys
         return self._hub.query(query, keys)

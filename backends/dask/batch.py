@@ -81,6 +81,8 @@ def pack(requests: Sequence[Request]) -> bytes:
 def _plain(frames: Any) -> Any:
     if isinstance(frames, Blob):
         return ("blob", frames.id, frames.address, frames.nbytes)
+    if frames is None:
+        return None  # of code, which is in the request's content
     if len(frames) == 1 and type(frames[0]) is bytes:
         return frames  # as it is: pickle knows it again in the next call
     return [frames[0] if type(frames[0]) is bytes else bytes(frames[0])] + [
@@ -88,7 +90,7 @@ def _plain(frames: Any) -> Any:
     ]
 
 
-def _revived(frames: Any) -> Frames | Blob:
+def _revived(frames: Any) -> Frames | Blob | None:
     return Blob(*frames[1:]) if isinstance(frames, tuple) else frames
 
 

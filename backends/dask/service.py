@@ -278,7 +278,7 @@ class Service:
             elif question == "status":
                 value = engine.status()
             elif question == "query":
-                value = engine.query(args["query"])
+                value = engine.query(args["query"], args["keys"])
             elif question == "purge":
                 value = engine.purge(args["msg_ids"])
             elif question == "attach":
@@ -286,6 +286,8 @@ class Service:
             elif question == "recall":
                 request = engine.recall(args["msg_id"])
                 value = pack_request(request) if request else None
+            elif question == "resubmitted":
+                value = engine.resubmitted(args["msg_id"], args["again"])
             elif question == "leaving":
                 # what was given back before is on its way to it; the rest runs here
                 peer.leaving, value = True, None

@@ -243,13 +243,15 @@ class EngineActor:
         if question == "status":
             return engine.status()
         if question == "query":
-            return engine.query(args["query"])
+            return engine.query(args["query"], args["keys"])
         if question == "purge":
             return engine.purge(args["msg_ids"])
         if question == "attach":
             return engine.attach(args["msg_id"], origin)
         if question == "recall":
             return engine.recall(args["msg_id"])
+        if question == "resubmitted":
+            return engine.resubmitted(args["msg_id"], args["again"])
         if question == "announce":
             return None
         if question == "nested":

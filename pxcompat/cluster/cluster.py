@@ -390,6 +390,13 @@ class Cluster(ClusterFile, LoggingConfigurable):
         """Start a set of engines; its id in :attr:`engines`.
 
         Returns when they were started; they register as they come.
+
+        Raises
+        ------
+        BackendError
+            When the backend cannot, or may not.
+        ValueError
+            When there is a set of that id.
         """
         with self._lock:
             backend = self._backend()
@@ -402,6 +409,10 @@ class Cluster(ClusterFile, LoggingConfigurable):
                 n = self._settings.engines if self.n is None else self.n
             if engine_set_id is None:
                 engine_set_id = self._new_engine_set_id()
+            elif engine_set_id in self.engines:
+                raise ValueError(
+                    f"there is a set of engines {engine_set_id!r}: choose another id, or stop it"
+                )
             self.log.info("Starting %s engines on %s", n, self.backend)
             mpi = None
             if self.engine_launcher_class is MPIEngineSetLauncher:
@@ -514,6 +525,8 @@ class Cluster(ClusterFile, LoggingConfigurable):
                 engine_set = self.engines[set_id]
                 self.log.info("Stopping engine(s): %s", set_id)
                 if engine_set.running:
+                    # else those that are still starting would come after that
+                    self._running.watch.settle(engine_set.names, timeout=self.engine_timeout)
                     self._stop_keys(self._up(engine_set.names))
                     engine_set.forget()
                 self.engines = {k: v for k, v in self.engines.items() if k != set_id}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..protocol import Frames, OutputEvent, Reply, Request
 from ..serialize.memory import owned
 
-__all__ = ["Record", "Records", "check", "matches"]
+__all__ = ["KEYS", "Record", "Records", "check", "matches"]
 
 #: output events remembered per request, in characters; more is not remembered
 OUTPUT_LIMIT = 1 << 20
@@ -18,15 +18,53 @@ OUTPUT_LIMIT = 1 << 20
 ARGUMENT_LIMIT = 1 << 20
 
 
+#: the keys of a description
+KEYS = (
+    "msg_id",
+    "header",
+    "content",
+    "metadata",
+    "label",
+    "client_uuid",
+    "engine_uuid",
+    "submitted",
+    "started",
+    "completed",
+    "received",
+    "queue",
+    "status",
+    "result_header",
+    "result_metadata",
+    "result_content",
+    "resubmitted",
+    "execute_input",
+    "execute_result",
+    "error",
+    "stdout",
+    "stderr",
+)
+
+
 class Record:
     """A request on this engine, from its arrival until it is forgotten."""
 
-    __slots__ = ("arrived", "events", "events_size", "reply", "request", "started", "truncated")
+    __slots__ = (
+        "arrived",
+        "events",
+        "events_size",
+        "reply",
+        "request",
+        "resubmitted",
+        "started",
+        "truncated",
+    )
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.started: float | None = None
         self.reply: Reply | None = None
+        #: the msg_id under which it was run again
+        self.resubmitted: str | None = None
         self.events: list[OutputEvent] = []
         self.events_size = 0
         self.truncated = False
@@ -69,31 +107,49 @@ class Record:
 
     def describe(self, engine: str) -> dict[str, Any]:
         """The record as ``db_query`` shows it, times in POSIX seconds."""
-        request, reply = self.request, self.reply
-        text = {"stdout": "", "stderr": ""}
+        request, reply, header = self.request, self.reply, self.request.header
+        status = reply.status if reply else ("running" if self.started else "queued")
+        label = header.get("label")
+        loud = request.kind == "execute" and not request.content["silent"]
+        said: dict[str, Any] = {"stdout": "", "stderr": "", "execute_result": None, "error": None}
         for event in self.events:
             if event.type == "stream":
-                text[event.content["name"]] += event.content["text"]
+                said[event.content["name"]] += event.content["text"]
+            elif event.type in said:
+                said[event.type] = event.content
         return {
             "msg_id": request.msg_id,
             "header": {
                 "msg_id": request.msg_id,
                 "msg_type": f"{request.kind}_request",
                 "name": request.label,
-                **request.header,
+                "session": header.get("client"),
+                **header,
             },
-            **({"label": request.header["label"]} if "label" in request.header else {}),
             "content": request.content,
-            "client_uuid": request.header.get("client"),
+            "metadata": {
+                "label": label,
+                "after": list(header.get("after") or ()),
+                "follow": list(header.get("follow") or ()),
+            },
+            "label": label,
+            "client_uuid": header.get("client"),
             "engine_uuid": engine,
-            "submitted": request.header.get("submitted"),
+            "submitted": header.get("submitted"),
             "started": self.started,
             "completed": reply.completed if reply else None,
-            "queue": "mux" if not request.header.get("balanced") else "task",
-            "status": reply.status if reply else ("running" if self.started else "queued"),
-            "result_content": dict(reply.content, status=reply.status) if reply else None,
-            "resubmitted": request.header.get("resubmitted"),
-            **text,
+            # when it left here: who received it is not known here
+            "received": reply.completed if reply else None,
+            "queue": "mux" if not header.get("balanced") else "task",
+            "status": status,
+            "result_header": {"msg_type": f"{request.kind}_reply"} if reply else None,
+            "result_metadata": (
+                {"engine": engine, "status": status, "label": label} if reply else None
+            ),
+            "result_content": dict(reply.content, status=status) if reply else None,
+            "resubmitted": self.resubmitted,
+            "execute_input": request.content["code"] if loud else None,
+            **said,
         }
 
 
@@ -157,15 +213,20 @@ class Records:
             return len(done)
         return sum(self.forget(msg_id) for msg_id in msg_ids)
 
-    def query(self, query: Mapping[str, Any], engine: str) -> list[dict[str, Any]]:
-        """Descriptions of the requests that match (see :func:`matches`)."""
+    def query(
+        self, query: Mapping[str, Any], engine: str, keys: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Descriptions of the requests that match (see :func:`matches`), or some of their keys."""
         wanted = query.get("msg_id")
         records: Iterable[Record] = self._records.values()
         if isinstance(wanted, str):
             record = self._records.get(wanted)
             records = [record] if record else []
         found = (record.describe(engine) for record in records)
-        return [row for row in found if matches(row, query)]
+        rows = [row for row in found if matches(row, query)]
+        if keys is not None:
+            rows = [{key: row[key] for key in ("msg_id", *keys)} for row in rows]
+        return rows
 
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -177,17 +238,17 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "$gte": lambda a, b: a is not None and b is not None and a >= b,
     "$in": lambda a, b: a in b,
     "$nin": lambda a, b: a not in b,
-    "$all": lambda a, b: all(item in a for item in b),
+    "$all": lambda a, b: a is not None and all(item in a for item in b),
     "$and": lambda a, b: all(_passes(a, test) for test in b),
     "$or": lambda a, b: any(_passes(a, test) for test in b),
-    "$mod": lambda a, b: a % b[0] == b[1],
+    "$mod": lambda a, b: a is not None and a % b[0] == b[1],
     "$exists": lambda a, b: (a is not None) == bool(b),
     "$glob": lambda a, b: a is not None and fnmatch.fnmatch(a, b),
 }
 
 
 def _passes(value: Any, test: Any) -> bool:
-    if isinstance(test, Mapping) and test and all(str(key).startswith("$") for key in test):
+    if isinstance(test, Mapping) and all(str(key).startswith("$") for key in test):
         return all(_operator(name)(value, operand) for name, operand in test.items())
     return bool(value == test)
 
@@ -201,11 +262,13 @@ def _operator(name: str) -> Callable[[Any, Any], bool]:
 
 
 def check(query: Any) -> None:
-    """Raise ValueError for an operator that does not exist."""
-    if isinstance(query, Mapping):
-        for key, value in query.items():
-            if str(key).startswith("$"):
-                _operator(key)
+    """Raise TypeError for what is no query, ValueError for an operator that does not exist."""
+    if not isinstance(query, Mapping):
+        raise TypeError(f"a query is a dict, not {query!r}")
+    for key, value in query.items():
+        if str(key).startswith("$"):
+            _operator(key)
+        if isinstance(value, Mapping):
             check(value)
 
 

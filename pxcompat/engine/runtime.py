@@ -654,10 +654,12 @@ class Engine:
                 "thread": self._thread_id,
             }
 
-    def query(self, query: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Records that match a query in ``db_query``'s style."""
+    def query(
+        self, query: Mapping[str, Any], keys: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Records that match a query in ``db_query``'s style, or those of their ``keys``."""
         with self._lock:
-            return self._records.query(query, self.key)
+            return self._records.query(query, self.key, keys)
 
     def purge(self, msg_ids: Sequence[str] | None) -> int:
         """Forget finished requests, all when None; how many."""
@@ -704,6 +706,13 @@ class Engine:
         with self._lock:
             record = self._records.get(msg_id)
             return record.request if record else None
+
+    def resubmitted(self, msg_id: str, again: str) -> None:
+        """Note under which msg_id a request was run again."""
+        with self._lock:
+            record = self._records.get(msg_id)
+            if record is not None:
+                record.resubmitted = again
 
     def describe(self) -> dict[str, Any]:
         """What a registry wants to know: ``key``, ``pid``, ``host``, ``own_process``."""

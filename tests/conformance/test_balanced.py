@@ -26,6 +26,11 @@ def test_map_keeps_order(lbv: ipp.LoadBalancedView) -> None:
     assert lbv.map_sync(lambda x: x, range(7), chunksize=3) == list(range(7))
 
 
+def test_a_negative_chunksize_is_refused(lbv: ipp.LoadBalancedView) -> None:
+    with pytest.raises(ValueError, match="chunksize"):
+        lbv.map_sync(abs, [-1, -2], chunksize=-1)
+
+
 def test_work_reaches_every_engine(rc: ipp.Client, lbv: ipp.LoadBalancedView) -> None:
     ar = lbv.map_async(lambda _: __import__("time").sleep(0.05), range(6 * len(rc)))
     ar.get(PATIENCE)

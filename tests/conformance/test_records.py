@@ -24,8 +24,29 @@ def test_queries(rc: ipp.Client) -> None:
     assert ids[2] in [row["msg_id"] for row in later]
     assert ids[0] not in [row["msg_id"] for row in later]
     assert all(set(row) == {"msg_id", "submitted"} for row in later)
+    assert rc.db_query({"msg_id": ids[1], "completed": {}}, keys=[]) == [middle]
     with pytest.raises(ValueError, match=r"\$nope"):
         rc.db_query({"msg_id": {"$nope": 1}})
+    with pytest.raises(KeyError, match="buffers"):
+        rc.db_query({"msg_id": ids[1]}, keys=["result_buffers"])
+
+
+def test_what_a_record_says(rc: ipp.Client) -> None:
+    view = rc[rc.ids[0]]
+    view.set_flags(label="mine")
+    well = view.execute("print('said')\n6 * 7", silent=False)
+    badly = view.execute("1 / 0", silent=False)
+    for ar in (well, badly):
+        ar.wait_for_output(PATIENCE)
+    wait_until(lambda: badly.msg_ids[0] in rc.hub_history())
+    record, failed = rc.db_query({"msg_id": {"$in": well.msg_ids + badly.msg_ids}})
+    assert record["execute_input"] == "print('said')\n6 * 7"
+    assert record["execute_result"]["data"]["text/plain"] == "42"
+    assert (record["stdout"], record["label"]) == ("said\n", "mine")
+    assert record["metadata"]["label"] == "mine" and record["error"] is None
+    assert record["submitted"] <= record["started"] <= record["received"]
+    assert record["result_header"]["msg_type"] == "execute_reply"
+    assert (failed["execute_result"], failed["error"]["ename"]) == (None, "ZeroDivisionError")
 
 
 def test_queue_status(rc: ipp.Client, tmp_path: Any) -> None:
@@ -35,6 +56,7 @@ def test_queue_status(rc: ipp.Client, tmp_path: Any) -> None:
     verbose = rc.queue_status(verbose=True)
     assert verbose[rc.ids[0]]["queue"] == [*running.msg_ids, *queued.msg_ids]
     assert verbose["unassigned"] == []
+    assert isinstance(verbose[rc.ids[0]]["completed"], list)
     before = rc.queue_status(rc.ids[0])["completed"]
     (tmp_path / "go").touch()
     rc.wait([running, queued], timeout=PATIENCE)
@@ -47,6 +69,23 @@ def test_resubmit(rc: ipp.Client) -> None:
     again = rc.resubmit(first.msg_ids)
     assert again.get(PATIENCE)[0] != value
     assert again.msg_ids != first.msg_ids
+    record, new = rc.db_query({"msg_id": {"$in": first.msg_ids + again.msg_ids}})
+    assert (record["resubmitted"], new["resubmitted"]) == (again.msg_ids[0], None)
+
+
+def test_a_cell_is_resubmitted(rc: ipp.Client) -> None:
+    first = rc[rc.ids[0]].execute("6 * 7", silent=False)
+    first.get(PATIENCE)
+    (reply,) = rc.resubmit(first.msg_ids).get(PATIENCE)
+    assert reply.execute_result["data"]["text/plain"] == "42"
+
+
+def test_the_error_of_what_is_resubmitted_is_its_own(rc: ipp.Client) -> None:
+    first = rc.load_balanced_view().apply_async(lambda: 1 / 0)
+    first.wait(PATIENCE)
+    with pytest.raises(ipp.RemoteError) as caught:
+        rc.resubmit(first).get(PATIENCE)
+    assert caught.value.ename == "ZeroDivisionError"
 
 
 def test_purging(rc: ipp.Client) -> None:

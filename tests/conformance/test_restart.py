@@ -71,6 +71,20 @@ def test_a_cluster_restarts_a_set_of_engines(rc: ipp.Client, cluster: Any) -> No
     wait_until(lambda: mine not in rc.ids)
 
 
+def test_engines_are_stopped_while_they_start(rc: ipp.Client, cluster: Any) -> None:
+    before = rc.ids
+    cluster.start_engines_sync(1, engine_set_id="mine")
+    with pytest.raises(ValueError, match="'mine'"):
+        cluster.start_engines_sync(1, engine_set_id="mine")
+    cluster.stop_engines_sync("mine")
+    assert "mine" not in cluster.engines
+    # what is started after them is there: they would be, too
+    name = cluster.start_engines_sync(1)
+    cluster.wait_for_engines_sync(name)
+    cluster.stop_engines_sync(name)
+    wait_until(lambda: rc.ids == before)
+
+
 def test_a_cluster_that_ends_has_nothing_to_restart(rc: ipp.Client) -> None:
     with pytest.raises(ValueError, match="nothing to restart"):
         rc.shutdown(restart=True, hub=True)

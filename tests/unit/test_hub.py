@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from pxcompat import hub as hub_module
 from pxcompat.engine.records import Record, Records
 from pxcompat.error import EngineError, RemoteError, UnknownRequest
+from pxcompat.futures import MessageFuture
 from pxcompat.hub import Hub
 from pxcompat.protocol import Reply, Request
 
@@ -30,10 +32,14 @@ def engines(backend, monkeypatch) -> dict[str, Records]:
         record = remembered[key].get(args["msg_id"])
         return record.request if record else None
 
+    def resubmitted(key: str, args: Any) -> None:
+        remembered[key].get(args["msg_id"]).resubmitted = args["again"]
+
     backend.answers.update(
         attach=attach,
         recall=recall,
-        query=lambda key, args: remembered[key].query(args["query"], key),
+        resubmitted=resubmitted,
+        query=lambda key, args: remembered[key].query(args["query"], key, args["keys"]),
         purge=lambda key, args: remembered[key].purge(args["msg_ids"]),
         unassigned=lambda key, args: [],
     )
@@ -99,7 +105,7 @@ def test_a_dead_engine_is_left_out(backend, engines, hub):
     def query(key: str, args: Any) -> Any:
         if key == "a":
             raise EngineError("it died")
-        return engines[key].query(args["query"], key)
+        return engines[key].query(args["query"], key, args["keys"])
 
     backend.answers["query"] = query
     assert hub.history() == ["x"]
@@ -130,7 +136,8 @@ def test_queries_by_time_and_by_set(backend, engines, hub):
     for n in range(3):
         put(engines["a"], str(n), 10.0 * n)
     middle = datetime.fromtimestamp(10.0, timezone.utc)
-    assert hub.query({"submitted": {"$gt": middle}}, ["msg_id"]) == [{"msg_id": "2"}]
+    for later in (middle, middle.isoformat()):
+        assert hub.query({"submitted": {"$gt": later}}, ["msg_id"]) == [{"msg_id": "2"}]
     rows = hub.query({"msg_id": {"$in": {"0", "1"}}}, ["status"])
     # as it travels: messages have no sets
     assert isinstance(backend.asked[-1][2]["query"]["msg_id"]["$in"], list)
@@ -152,6 +159,13 @@ def test_the_history_has_what_was_aborted_before_it_was_sent(backend, engines, h
     assert hub.history() == ["late"]
 
 
+def test_keys_that_no_record_has(engines, hub):
+    put(engines["a"], "x", 10.0, ok("x"))
+    with pytest.raises(KeyError, match="buffers"):
+        hub.query({}, ["label", "buffers"])
+    assert len(hub.query({}, [])[0]) > 2  # all of them, as with None
+
+
 def test_purging(engines, hub):
     for n in range(3):
         put(engines["a"], str(n), float(n), ok(str(n)))
@@ -166,18 +180,27 @@ def test_purging(engines, hub):
 # -- resubmitting -------------------------------------------------------------------
 
 
+def resend(sent: list[Request]) -> Callable[[Request], MessageFuture]:
+    def send(request: Request) -> MessageFuture:
+        sent.append(request)
+        return MessageFuture(f"{request.msg_id} again")
+
+    return send
+
+
 def test_resubmitting_sends_a_copy(engines, hub):
     original = put(engines["b"], "x", 10.0, ok("x")).request
     sent: list[Request] = []
-    hub.resubmit(["x"], sent.append)
+    hub.resubmit(["x"], resend(sent))
     assert sent[0] is not original and sent[0].header is not original.header
     assert sent[0].arguments == original.arguments
+    assert [row["resubmitted"] for row in hub.query({"msg_id": "x"}, None)] == ["x again"]
 
 
 def test_what_was_never_sent_can_be_resubmitted(backend, hub):
     backend.sink.unsent["x"] = Request("x", "apply", "f", arguments=[b"a"])
     sent: list[Request] = []
-    hub.resubmit(["x"], sent.append)
+    hub.resubmit(["x"], resend(sent))
     assert sent[0].arguments == [b"a"]
 
 
@@ -187,10 +210,11 @@ def test_all_or_nothing_is_resubmitted(engines, hub):
     forgetful.request.arguments = None
     sent: list[Request] = []
     with pytest.raises(UnknownRequest, match="nope"):
-        hub.resubmit(["x", "nope"], sent.append)
+        hub.resubmit(["x", "nope"], resend(sent))
     with pytest.raises(ValueError, match="'large' were too large"):
-        hub.resubmit(["x", "large"], sent.append)
+        hub.resubmit(["x", "large"], resend(sent))
     assert not sent
+    assert hub.query({"msg_id": "x"}, ["resubmitted"])[0]["resubmitted"] is None
 
 
 # -- states -------------------------------------------------------------------------
@@ -224,5 +248,7 @@ def test_queues(backend, engines, hub):
         1: {"queue": 0, "completed": 3, "tasks": 1},
         "unassigned": 1,
     }
+    put(engines["a"], "done", 10.0, ok("done"))
     verbose = hub.queue_status(["a", "b"], verbose=True)
-    assert verbose[0]["queue"] == ["q1", "q2"] and verbose["unassigned"] == ["waiting"]
+    assert verbose[0] == {"queue": ["q1", "q2"], "completed": ["done"], "tasks": []}
+    assert verbose["unassigned"] == ["waiting"]
