@@ -39,7 +39,8 @@ def greet(
     client
         The client's id.
     deadline
-        Until when the registry has to answer, by ``time.monotonic``.
+        Until when the registry has to answer, by ``time.monotonic``; one that is started here,
+        on a machine that may have much to do, has as long as an engine to come up.
     """
     namespace = info.get("namespace", "pxcompat")
     found: Any = None
@@ -51,6 +52,7 @@ def greet(
             if "adopt" in info:
                 with contextlib.suppress(ValueError):  # another client was quicker
                     found = _create_registry(info["adopt"], namespace)
+                    deadline = max(deadline, time.monotonic() + _patience(info))
         timeout = max(0.1, deadline - time.monotonic())
         try:
             if found is not None:
@@ -120,7 +122,7 @@ def populate(info: Mapping[str, Any], there: Any, count: int) -> int:
     wanted = adopt["n"]
     if (wanted is None and count) or (wanted is not None and wanted <= count):
         return count
-    timeout = adopt["options"].get("patience", PATIENCE) + STARTING
+    timeout = _patience(info) + STARTING
     try:
         if wanted is None:
             keys = ray.get(there.follow.remote(), timeout=timeout)
@@ -141,6 +143,11 @@ def populate(info: Mapping[str, Any], there: Any, count: int) -> int:
             f"{info['address']}: {failures[0]}"
         )
     return int(wanted)
+
+
+def _patience(info: Mapping[str, Any]) -> float:
+    """Seconds for what is started on a Ray that somebody else runs."""
+    return float(info["adopt"]["options"].get("patience", PATIENCE))
 
 
 def _no_answer(

@@ -15,6 +15,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -229,16 +230,23 @@ def join(info: Mapping[str, Any], timeout: float) -> Session:
 
 
 def _connect(ray: Any, address: str, info: Mapping[str, Any], timeout: float) -> Session:
+    deadline = time.monotonic() + timeout
     _check_reachable(address, timeout)
     token = info.get("token")
     try:
-        try:
-            context = _init(ray, address, info, token)
-        except Exception as error:
-            # a Ray with a token, and nobody said which: the user's, if anybody's
-            if token or "InvalidAuthToken" not in _all_of(error) or not (token := known_token()):
-                raise
-            context = _init(ray, address, info, token)
+        while True:
+            try:
+                context = _init(ray, address, info, token)
+                break
+            except Exception as error:
+                why = _all_of(error)
+                # a Ray with a token, and nobody said which: the user's, if anybody's
+                if "InvalidAuthToken" in why and not token and (token := known_token()):
+                    continue
+                # one that is coming up: it answers before it knows its node
+                if "node info" not in why or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
     except Exception as error:
         raise ConnectError(
             f"cannot connect to the Ray cluster at {address} (stage: ray.init; is "

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import pxcompat as ipp
+from pxcompat.backends.ray import session
 
 from .conftest import python
 
@@ -180,3 +181,19 @@ def test_nobody_without_the_token_gets_in(cluster: object, tmp_path: Path) -> No
     done = python(code, HOME=str(tmp_path), RAY_AUTH_TOKEN="0" * 64)
     assert done.returncode != 0
     assert "ConnectError" in done.stderr and "RAY_AUTH_TOKEN" in done.stderr
+
+
+def test_a_ray_that_is_coming_up_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers before it knows its own node."""
+    errors = [ConnectionError("no"), ConnectionError("no"), PermissionError("refused")]
+    for error in errors[:2]:
+        error.__cause__ = RuntimeError("No node info found matching attributes")
+
+    def init(*_: object) -> None:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(session, "_init", init)
+    monkeypatch.setattr(session, "_check_reachable", lambda *_: None)
+    with pytest.raises(ipp.error.ConnectError, match="PermissionError: refused"):
+        session._connect(None, "127.0.0.1:1", {"token": "t"}, timeout=60)
+    assert not errors
