@@ -360,7 +360,7 @@ class AsyncResult(RequestInfo):
         """
         if self.done():
             raise RuntimeError("Can't abort, I am already done!")
-        return self._client.abort(self.msg_ids, targets=self._targets, block=True)
+        return self._client.abort(self.msg_ids, block=True)
 
     def cancel(self) -> bool:
         """Give the result up, and ask that what has not started never runs.

@@ -251,10 +251,15 @@ class View(HasTraits):
         ----------
         jobs : msg_id, AsyncResult or a list of these, optional
             Default: all of this view's that are outstanding.
+        targets : optional
+            Of these, only what was sent to these engines; default: of jobs that are named, what
+            was sent to this view's.
         """
+        if targets is None and jobs is not None:
+            targets = self.targets
         return self.client.abort(
             jobs=list(self.outstanding) if jobs is None else self._named(jobs),
-            targets=self.targets if targets is None else targets,
+            targets=targets,
             block=self.block if block is None else block,
         )
 

@@ -118,34 +118,41 @@ class Work(Engines):
         Parameters
         ----------
         jobs : int, str, AsyncResult or an iterable of them, optional
-            Default: everything outstanding (on ``targets``).
+            Also other clients'.  Default: everything of this client's that is outstanding.
         targets : optional
-            Engines whose requests to abort, without ``jobs``.
+            Of these, only what was sent to these engines.  A balanced call that no engine has
+            is not anywhere yet, and aborted if it is among ``jobs``.
         block : bool, optional
             Wait until the engines have confirmed.
         """
         block = self.block if block is None else block
-        if jobs is None:
-            if targets is None:
-                msg_ids: Iterable[str] = self.outstanding
-            else:
-                keys = self._build_targets(targets)[0]
-                with self._dispatcher.lock:
-                    msg_ids = [m for key in keys for m in self._dispatcher.by_engine.get(key, ())]
+        keys = None if targets is None else self._build_targets(targets)[0]
+        if jobs is not None:
+            msg_ids: Iterable[str] = self._msg_ids_from_jobs(jobs)
+        elif keys is None:
+            msg_ids = self.outstanding
         else:
-            msg_ids = self._msg_ids_from_jobs(jobs)
-        return self._all(self._abort(list(msg_ids)), block)
+            with self._dispatcher.lock:
+                msg_ids = [m for key in keys for m in self._dispatcher.by_engine.get(key, ())]
+        return self._all(self._abort(list(msg_ids), keys), block)
 
-    def _abort(self, msg_ids: Sequence[str]) -> list[Future[list[str]]]:
-        """Have requests cancelled; futures of those that were."""
+    def _abort(
+        self, msg_ids: Sequence[str], keys: Sequence[str] | None = None
+    ) -> list[Future[list[str]]]:
+        """Have requests cancelled (on these engines); futures of those that were."""
         by_engine: dict[str | None, list[str]] = {}
         with self._dispatcher.lock:
+            everywhere = list(self._dispatcher.engines) if keys is None else keys
             for msg_id in msg_ids:
                 future = self._dispatcher.outstanding.get(msg_id)
                 if future is not None:
                     balanced = self._balancer.knows(msg_id)
                     key = None if balanced else future.metadata["engine_uuid"]
-                    by_engine.setdefault(key, []).append(msg_id)
+                    if key is None or keys is None or key in keys:
+                        by_engine.setdefault(key, []).append(msg_id)
+                elif not msg_id.startswith(self._dispatcher.session):  # another client's
+                    for key in everywhere:
+                        by_engine.setdefault(key, []).append(msg_id)
         waiting = set(self._balancer.cancel_waiting(by_engine.get(None, [])))
         answers = []
         for key, ids in by_engine.items():

@@ -53,6 +53,19 @@ def test_another_client_can_fetch_a_result(rc: ipp.Client, cluster: Any, tmp_pat
     assert fetched.stdout == "hello\n"
 
 
+def test_another_client_can_abort_a_request(rc: ipp.Client, cluster: Any, tmp_path: Any) -> None:
+    target = rc.ids[0]
+    with cluster.connect_client_sync() as other:
+        running = other[target].apply_async(hold, str(tmp_path / "go"))
+        queued = other[target].apply_async(lambda: 1)
+        wait_until(lambda: rc.queue_status(target)["queue"] == 2)
+        rc.abort(queued.msg_ids, block=True)
+        with pytest.raises(ipp.TaskAborted):
+            queued.get(PATIENCE)
+        (tmp_path / "go").touch()
+        running.get(PATIENCE)
+
+
 def test_results_are_in_the_order_asked_for(rc: ipp.Client) -> None:
     view = rc[rc.ids[0]]
     gone = view.apply_async(lambda: "fetched").msg_ids[0]

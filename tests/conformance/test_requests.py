@@ -130,6 +130,20 @@ def test_a_queued_request_can_be_aborted(rc: ipp.Client, tmp_path: Any) -> None:
         view.pull("ran", block=True)
 
 
+def test_requests_are_aborted_on_some_engines_alone(rc: ipp.Client, tmp_path: Any) -> None:
+    running = rc[:].apply_async(hold, str(tmp_path / "go"))
+    queued = rc[:].apply_async(lambda: 1)
+    rc[:].abort(queued, targets=rc.ids[0], block=True)
+    rc[rc.ids[1]].abort(queued, block=True)
+    (tmp_path / "go").touch()
+    running.get(PATIENCE)
+    *aborted, kept = queued.split()
+    for part in aborted:
+        with pytest.raises(error.TaskAborted):
+            part.get(PATIENCE)
+    assert kept.get(PATIENCE) == 1
+
+
 def test_a_queued_balanced_request_can_be_aborted(rc: ipp.Client, tmp_path: Any) -> None:
     busy = rc[:].apply_async(hold, str(tmp_path / "go"))
     marker = tmp_path / "ran"

@@ -34,8 +34,8 @@ class FakeClient:
         self._futures: dict[str, MessageFuture] = {}
         self.aborted: list[Any] = []
 
-    def abort(self, jobs: Any, targets: Any, block: bool | None) -> None:
-        self.aborted.append((jobs, targets, block))
+    def abort(self, jobs: Any, *, block: bool | None) -> None:
+        self.aborted.append((jobs, block))
 
     def _abort(self, msg_ids: Any) -> None:
         self.aborted.append(msg_ids)
@@ -416,7 +416,7 @@ def test_cannot_cancel_or_abort_what_is_done(client: FakeClient) -> None:
 def test_abort_asks_the_client(client: FakeClient) -> None:
     ar = AsyncResult(client, pending(2), targets=[0, 1])
     ar.abort()
-    assert client.aborted == [(["m0", "m1"], [0, 1], True)]
+    assert client.aborted == [(["m0", "m1"], True)]
 
 
 # -- parts -----------------------------------------------------------------------

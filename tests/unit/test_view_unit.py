@@ -592,8 +592,8 @@ def test_calls_of_the_client_name_the_view_s_engines(client, view):
     result = view.apply_async(abs, 1)
     view.abort()
     assert set(client.calls[-1][1]["jobs"]) == set(result.msg_ids)
-    assert client.calls[-1][1]["targets"] == [0, 1, 2]
     view.abort(result, block=True)
+    assert client.calls[-1][1]["targets"] == [0, 1, 2]
     assert client.calls[-1][1]["jobs"] is result and client.calls[-1][1]["block"] is True
     view.wait([-1, result])
     assert client.calls[-1] == ("wait", {"args": ([view.history[-1], result], -1)})
