@@ -254,6 +254,14 @@ class Engines:
                         f"{RESTART_TIMEOUT} s; their logs may say why"
                     )
 
+    def _hear_of(self, keys: Sequence[str], timeout: float) -> None:
+        """Wait until engines that are up are known here, too."""
+        dispatcher = self._dispatcher
+        with dispatcher.engines_changed:
+            dispatcher.engines_changed.wait_for(
+                lambda: dispatcher.lost or all(key in dispatcher.ids for key in keys), timeout
+            )
+
     @staticmethod
     def _all(
         futures: Sequence[Future[Any]], block: bool, timeout: float = 30

@@ -164,6 +164,8 @@ class Cluster(ClusterFile, LoggingConfigurable):
         config.merge(direct)
         self._lock = threading.RLock()
         self._context_client: Client | None = None
+        #: those that this object has made
+        self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
         self._finalizer: weakref.finalize[..., Any] | None = None
         super().__init__(**kwargs, config=config)
 
@@ -475,13 +477,15 @@ class Cluster(ClusterFile, LoggingConfigurable):
         """A new client of this cluster."""
         from ..client import Client
 
-        return Client(
+        client = Client(
             self.connection.to_dict(),
             cluster=self,
             profile_dir=self.profile_dir if self._place.path.is_dir() else None,
             cluster_id=self.cluster_id,
             **client_kwargs,
         )
+        self._clients.add(client)
+        return client
 
     def start_and_connect_sync(self, n: int | None = None, activate: bool = False) -> Client:
         """Start the cluster, and give a client when all its engines are up.
@@ -616,6 +620,9 @@ class Cluster(ClusterFile, LoggingConfigurable):
         patience = STOP_TIMEOUT + self._settings.start_timeout
         started = result(backend.restart_engines(keys), "restart its engines", patience)
         self._running.watch.wait_for(started, timeout=self.engine_timeout)
+        for client in list(self._clients):  # whoever goes on with one finds all of them
+            if not client._closed:
+                client._hear_of(started, STOP_TIMEOUT)
 
     def signal_engines_sync(self, signum: int, engine_set_id: str | None = None) -> None:
         """Send a signal to the engines of a set, or to all of them."""
