@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections import deque
@@ -76,6 +77,15 @@ class _Called(_Running):
         self.answer = reply
 
 
+def _end_stdin() -> None:
+    """Have stdin be at its end.  Ray's own is its starter's, a terminal or a pipe, on which
+    whoever reads, a child process for the most part, would wait for ever."""
+    if sys.stdin is not None:  # else 0 is something else
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+
+
 def _weight(event: OutputEvent) -> int:
     """About how many bytes an event has."""
     nbytes = 200
@@ -117,6 +127,7 @@ class EngineActor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is an engine to interrupt
         settle(setup)
+        _end_stdin()
         tempfile.tempdir = None  # it may be another one now
         _log_to(setup.get("logs"), f"engine-{setup['log']}")
         # notebooks written for ipyparallel import it on engines too

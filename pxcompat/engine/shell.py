@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import getpass
 import glob
 import os
 import sys
@@ -129,7 +130,7 @@ class EngineShell(InteractiveShell):
             )
 
 
-def _no_input(prompt: str = "") -> str:
+def _no_input(prompt: str = "", stream: Any = None) -> str:
     raise StdinNotImplementedError(
         "input() is not supported on engines: pass the value as an argument or push it"
     )
@@ -160,7 +161,7 @@ def make_shell(*, is_main: bool) -> EngineShell:
     ----------
     is_main : bool
         Whether it is the shell of its process: its namespace is then ``__main__``, it is
-        IPython's singleton, and ``input`` is replaced for everybody.
+        IPython's singleton, and ``input`` and ``getpass`` are replaced for everybody.
     """
     config = Config()
     config.HistoryManager.enabled = False
@@ -178,6 +179,7 @@ def make_shell(*, is_main: bool) -> EngineShell:
         shell = type("EngineShell", (SharedShell,), {})(config=config, user_module=module)
     if is_main:
         builtins.input = _no_input  # type: ignore[assignment]
+        getpass.getpass = _no_input
     return shell
 
 

@@ -57,6 +57,16 @@ def test_output_of_child_processes_and_c_code_is_captured(e0: ipp.DirectView) ->
     assert ar.stdout == "from a child\n"
 
 
+def test_nothing_can_be_read_on_an_engine(e0: ipp.DirectView) -> None:
+    """And nobody who tries waits for it."""
+    ar = e0.execute("import os, sys; os.system('cat'); read = sys.stdin.read()", block=False)
+    ar.get(PATIENCE)
+    assert e0["read"] == ""
+    for code in ("input('name?')", "from getpass import getpass; getpass()"):
+        with pytest.raises(ipp.RemoteError, match="StdinNotImplementedError"):
+            e0.execute(code, block=False).get(PATIENCE)
+
+
 def test_a_threads_output_belongs_to_the_request_that_started_it(e0: ipp.DirectView) -> None:
     ar = e0.execute(
         "import threading; t = threading.Thread(target=print, args=('threaded',)); "
