@@ -237,7 +237,9 @@ class Client(Work):
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{len(self.ids)} engines"
+        state = f"{len(self.ids)} engines"
+        if self._closed or self._dispatcher.lost:
+            state = "closed" if self._closed else "connection lost"
         return f"<Client: {self._backend.name}, profile {self.profile!r}, {state}>"
 
     def _repr_html_(self) -> str:

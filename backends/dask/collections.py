@@ -143,7 +143,8 @@ def put_together(
             part.engine,
             part.token,
             name,
-            key=f"px-gather-{part.token}-{part.engine}",
+            # Dask names it when the engine dies with it
+            key=f"px-gather-{name}-of-engine-{part.engine}-{part.token}",
             # by another worker when that one is gone, which then says so
             workers=[addresses[part.key]],
             allow_other_workers=True,

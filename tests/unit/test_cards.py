@@ -54,6 +54,7 @@ def test_a_client(open_client: Any, backend: FakeBackend) -> None:
     assert shown.endswith("Engine Host Process Requests 0 here 1 1 1 here 1 0")
     backend.sink.disconnected("the network is down")
     assert "lost: the network is down" in text(client_card(open_client))
+    assert repr(open_client).endswith(", connection lost>")
     open_client._closed = True
     assert text(client_card(open_client)).startswith("Client closed Backend fake")
 
