@@ -3,6 +3,7 @@
 =================  ====================================================================
 ``launch``         starts a cluster, and finds one that is there
 ``controller``     the process that holds a cluster which pxcompat started
+``later``          what of that starts when the engines are there: the dashboard
 ``session``        this process's connection to Ray: one, shared by its clients
 ``registry``       the actor that knows the engines, and passes on questions and output
 ``engine``         the actor that is an engine

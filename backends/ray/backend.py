@@ -42,6 +42,7 @@ from .announcing import ANNOUNCE, Announcer
 from .balanced import Placer
 from .collections import put_together, take_apart
 from .connecting import greet, populate
+from .later import heard
 from .lending import Borrowed, Proof, hand_over
 from .objects import Kept, StoredObject, accept, pack_natives
 from .ordering import Outputs
@@ -134,6 +135,9 @@ class RayBackend:
     def __init__(self, info: Mapping[str, Any]) -> None:
         self._info = info
         self._session: session.Session | None = None
+        self._dashboard = str(info.get("dashboard") or "")
+        #: told what became of the dashboard
+        self.on_dashboard: Callable[[str, str], None] = self._hear_dashboard
         #: whether results are to come as bytes: Ray Client knows no buffers
         self._in_band = False
         self._registry: Any = None
@@ -163,6 +167,7 @@ class RayBackend:
     def open(self, sink: EventSink, *, timeout: float = 5) -> None:
         self.sink = sink
         self._session = session.join(self._info, timeout)
+        self._dashboard = self._dashboard or self._session.dashboard
         self._in_band = self._session.remote
         try:
             with self._session.use():
@@ -245,6 +250,11 @@ class RayBackend:
                 self._mailed_reply(unpack_reply(*fields))
             elif kind == "answer":
                 self._questions.answer(*fields)
+            elif kind == "dashboard":
+                self.on_dashboard(*fields)
+
+    def _hear_dashboard(self, url: str, why: str) -> None:
+        self._dashboard = heard(url, why)
 
     def _meet(self, info: Mapping[str, Any], handle: Any) -> None:
         engine = _Engine(EngineInfo(**info), handle, self)
@@ -660,9 +670,7 @@ class RayBackend:
 
     @property
     def dashboard_link(self) -> str:
-        return str(
-            self._info.get("dashboard") or (self._session.dashboard if self._session else "")
-        )
+        return self._dashboard
 
     @property
     def native(self) -> Any:

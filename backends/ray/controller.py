@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ import psutil
 
 from ..controlled import read_order, remove, say, settle
 from . import session
+from .later import Later
 from .order import registry_order
 
 #: seconds for the Ray of somebody else to answer
@@ -34,6 +36,9 @@ __all__ = ["main"]
 LONGEST = 40
 #: seconds for Ray's processes to end by themselves, before they are killed
 GRACE = 5
+#: what the main thread is told: the cluster is to end; nobody has said so yet; the engines are
+#: there; the dashboard is, or never will be
+END, ASK, UP, SERVED = b"x?us"
 
 
 class _Controller:
@@ -46,6 +51,8 @@ class _Controller:
         self.folder = tempfile.mkdtemp(prefix="pxcompat-", dir=None if short else "/tmp")
         self.logs = "" if self.address else order.get("log_dir") or self.folder
         self.registry: Any = None
+        #: what of Ray is to start once the engines are there
+        self.later: Later | None = None
         self.detached = False
         self.wake, self.end = os.pipe()
 
@@ -70,8 +77,9 @@ class _Controller:
             token = None
         else:
             self._keep_temporary_files()
+            threading.Thread(target=_load, name="pxcompat-load", daemon=True).start()
             token = session.user_token()
-            context = session.start_head(
+            context, self.later = session.start_head(
                 self.order["host"], self.folder, token, self.options.get("init", {})
             )
             address = context.address_info["address"]
@@ -92,6 +100,8 @@ class _Controller:
             detached=self.detached,
         )
         self.ray.get(self.registry.start_engines.remote(self.order["n"]))
+        if self.later is not None:
+            self.registry.settled.remote().future().add_done_callback(lambda _: self._say(UP))
         return {
             "backend": "ray",
             **info,
@@ -111,30 +121,39 @@ class _Controller:
 
     def _watch(self) -> None:
         """Until the owner, Ray, or somebody's word ends the cluster."""
-        signal.signal(signal.SIGTERM, lambda *_: os.write(self.end, b"x"))
+        signal.signal(signal.SIGTERM, lambda *_: self._say(END))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._ask_registry()
         while True:
             ready, _, _ = select.select([0, self.wake], [], [])
             if 0 in ready and not os.read(0, 4096):
                 return
-            if self.wake in ready:
-                if b"x" in os.read(self.wake, 4096):
+            for said in os.read(self.wake, 4096) if self.wake in ready else b"":
+                if said == END:
                     return
-                self._ask_registry()
+                if said == ASK:
+                    self._ask_registry()
+                elif self.later is not None and said == UP:
+                    self.later.start(lambda: self._say(SERVED))
+                elif self.later is not None and said == SERVED:
+                    self.registry.serve.remote(self.later.url, self.later.why)
+
+    def _say(self, what: int) -> None:
+        """Have the main thread hear; others in Ray when it is shut down end the process."""
+        os.write(self.end, bytes([what]))
 
     def _ask_registry(self) -> None:
         """Have it say when the cluster is to end, or that we should ask again."""
 
         def answered(call: Future[bool]) -> None:
-            ended = call.exception() is not None or call.result()
-            os.write(self.end, b"x" if ended else b"?")
+            self._say(END if call.exception() is not None or call.result() else ASK)
 
-        # not by a thread: one that is in Ray when that is shut down ends the process
         self.registry.ended.remote().future().add_done_callback(answered)
 
     def _stop(self) -> None:
         ray = self.ray
+        if self.later is not None:
+            self.later.abandon()
         children = psutil.Process().children(recursive=True)
         with contextlib.suppress(Exception):
             if self.address and self.registry is not None:
@@ -150,6 +169,11 @@ class _Controller:
                 process.kill()
         psutil.wait_procs(alive, 1)
         remove(self.folder)
+
+
+def _load() -> None:
+    """Load, while Ray's processes start, what is needed when they have."""
+    from . import registry  # noqa: F401
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ class RayProvider:
             timeout=timeout,
             env=environ,
             # needed next
-            meanwhile=session.import_ray,
+            meanwhile=_load,
         )
 
     def connect(self, info: Mapping[str, Any]) -> Backend:
@@ -105,6 +105,11 @@ class RayProvider:
                 },
             }
         )
+
+
+def _load() -> None:
+    session.import_ray()
+    from . import backend  # noqa: F401
 
 
 def _address_of(target: Any) -> str | None:

@@ -49,6 +49,8 @@ BOILERPLATE = (
     "\nPlease check",
     " To see information about where this ObjectRef",
 )
+#: seconds in which who starts a cluster asks for its engines, if there are to be any
+SOON = 5
 #: seconds for engines to end when the last client leaves
 LEAVING = 5
 #: engines remembered that ended before they were there
@@ -97,6 +99,7 @@ class Registry:
         self._me = ray.get_runtime_context().current_actor
         self._node = ray.get_runtime_context().get_node_id()
         self._never: Any = None
+        self._actor: Any = ray.remote(EngineActor)
         self._ids = itertools.count()
         self._engines: dict[str, _Entry] = {}
         self._stillborn: deque[tuple[str, str]] = deque(maxlen=STILLBORN)
@@ -104,6 +107,8 @@ class Registry:
         self._signallers = Signallers()
         self._silence = order.get("silence", SILENCE)
         self._sweeping = False
+        #: what the controller has said of the dashboard
+        self._dashboard: tuple[str, ...] = ()
         #: of the controller, once it has called
         self._holder: Sign | None = None
         self._adopted = order.get("adopted", False)
@@ -114,6 +119,7 @@ class Registry:
             timer = threading.Timer(self._silence, self._claim)
             timer.daemon = True
             timer.start()
+        self._asked = asyncio.Event()
         self._ended = asyncio.Event()
         self._worlds = Worlds(self._end_rank, order["setup"]["folder"] or tempfile.gettempdir())
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -142,7 +148,8 @@ class Registry:
         self._mail.open(session)
         up = [e for e in self._engines.values() if e.info is not None]
         known: list[tuple[Any, ...]] = [("up", asdict(e.info), e.handle) for e in up]
-        return known + [("down", key, reason) for key, reason in self._stillborn]
+        known += [("down", key, reason) for key, reason in self._stillborn]
+        return [*known, self._dashboard] if self._dashboard else known
 
     async def listen(self, session: str) -> list[tuple[Any, ...]] | None:
         """A client's mail, once there is some; None when we do not know the client (any more)."""
@@ -267,6 +274,8 @@ class Registry:
         """Start engines; their keys.  They register when they are ready."""
         if self._never is None:
             self._never = self._me.forever.remote()
+        if n:
+            self._asked.set()
         keys = [uuid.uuid4().hex for _ in range(n)]
         ranks = self._start_world(mpi, keys) if mpi is not None else {}
         for key in keys:
@@ -349,6 +358,12 @@ class Registry:
         ended = dict(self._stillborn)
         return [ended[key] for key in keys if key in ended]
 
+    async def settled(self) -> None:
+        """Return when the first engines are there, or when nobody asks for any."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._asked.wait(), SOON)
+        await self.await_engines(list(self._engines))
+
     def _start_engine(
         self, key: str, id: int, name: str = "", *, rank: str | None = None, node: str = ""
     ) -> None:
@@ -358,7 +373,7 @@ class Registry:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         if rank is not None:  # a socket of this node's
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self._node, soft=False)
-        actor = ray.remote(EngineActor).options(
+        actor = self._actor.options(
             name=f"engine-{id}",
             namespace=self._order["namespace"],
             max_restarts=0,  # a restarted engine without its names would lie
@@ -461,6 +476,11 @@ class Registry:
     async def unassigned(self) -> list[str]:
         """Ids of balanced requests that no engine has yet, as far as clients have said."""
         return self._mail.unassigned()
+
+    async def serve(self, url: str, why: str) -> None:
+        """The controller says where the cluster's dashboard is, or why there is none."""
+        self._dashboard = ("dashboard", url, why)
+        await self._mail.put_to_all(self._dashboard)
 
     async def ended(self) -> bool:
         """Whether somebody asked for the cluster's end; asked again and again by its controller,

@@ -43,6 +43,7 @@ from pxcompat.protocol import (
     Request,
 )
 
+from .later import heard
 from .wire import LARGE, StoredFrames, pack_frames, size, unpack_frames
 
 __all__ = ["RelayBackend"]
@@ -118,6 +119,7 @@ class RelayBackend:
 
     def __init__(self, info: Mapping[str, Any]) -> None:
         self._info = info
+        self._dashboard = str(info.get("dashboard") or "")
         self._pipe: _Pipe | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -186,6 +188,8 @@ class RelayBackend:
                 kind, *fields = self._pipe.receive()
                 if kind == "answer":
                     self._answer(*fields)
+                elif kind == "dashboard":
+                    self._dashboard = heard(*fields)
                 else:
                     self._tell(*fields)
         except (EOFError, OSError):
@@ -329,7 +333,7 @@ class RelayBackend:
 
     @property
     def dashboard_link(self) -> str:
-        return str(self._info.get("dashboard") or "")
+        return self._dashboard
 
     @property
     def native(self) -> Any:
@@ -436,6 +440,7 @@ class _Child:
         from .backend import RayBackend
 
         backend = RayBackend(info)
+        backend.on_dashboard = lambda *said: self.say(("dashboard", *said))
         backend.open(_Sink(self, session), timeout=timeout)
         self._backend = backend
         return bool(backend.capabilities.grows)

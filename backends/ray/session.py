@@ -22,6 +22,8 @@ from typing import Any
 
 from pxcompat.error import BackendError, ConnectError, EngineError
 
+from .later import Later, postponed
+
 __all__ = [
     "Session",
     "ambient",
@@ -347,8 +349,8 @@ def _reread_token() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def start_head(host: str, folder: str, token: str, init: Mapping[str, Any]) -> Any:
-    """Start Ray on this machine; its context.
+def start_head(host: str, folder: str, token: str, init: Mapping[str, Any]) -> tuple[Any, Later]:
+    """Start Ray on this machine; its context, and what is not started yet.
 
     Parameters
     ----------
@@ -360,8 +362,8 @@ def start_head(host: str, folder: str, token: str, init: Mapping[str, Any]) -> A
         Further arguments of ``ray.init``.
     """
     ray = import_ray()
-    with _process_kept(), _token(token):
-        return ray.init(
+    with _process_kept(), _token(token), postponed(init) as later:
+        context = ray.init(
             **{
                 "namespace": "pxcompat",
                 "_node_ip_address": None if host in (*_LOOPBACK_NAMES, "0.0.0.0") else host,
@@ -373,6 +375,7 @@ def start_head(host: str, folder: str, token: str, init: Mapping[str, Any]) -> A
                 **init,
             }
         )
+    return context, later
 
 
 def known_token() -> str | None:

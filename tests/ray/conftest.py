@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -37,6 +39,25 @@ def rc(cluster: ipp.Cluster) -> Iterator[ipp.Client]:
         client.clear(block=True)
         client.block = True
         yield client
+
+
+def answers(url: str) -> bool:
+    """Whether a web server does."""
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE):
+            return True
+    except urllib.error.HTTPError:
+        return True  # it wants a token
+    except OSError:
+        return False
+
+
+def shown() -> str:
+    """Where the dashboard is of the Ray that this process is connected to, when it is there."""
+    from ray._private.services import get_webui_url_from_internal_kv
+
+    url = get_webui_url_from_internal_kv()
+    return f"http://{url}" if url else ""
 
 
 def python(

@@ -13,6 +13,7 @@ import ray
 import pxcompat as ipp
 
 from ..common import wait_until
+from .conftest import shown
 
 
 def get_norms(x: int) -> int:
@@ -71,6 +72,7 @@ def test_engines_and_calls_have_names(rc: ipp.Client) -> None:
     from ray.util.state import list_actors, list_tasks
 
     address = ray.get_runtime_context().gcs_address
+    wait_until(shown)  # Ray's tools ask it
     calls = [rc[0].apply_async(get_norms, n) for n in range(200)]
     assert [call.get(30) for call in calls] == list(range(200))
 
@@ -85,6 +87,6 @@ def test_engines_and_calls_have_names(rc: ipp.Client) -> None:
 
     wait_until(lambda: counted().get("px:apply:get_norms", 0) >= 200)
     alive = [a for a in list_actors(address=address, detail=True) if a.state == "ALIVE"]
-    shown = {actor.name: (actor.class_name, actor.repr_name) for actor in alive}
-    assert shown["engine-0"] == ("EngineActor", "engine 0")
-    assert "registry" in shown
+    known = {actor.name: (actor.class_name, actor.repr_name) for actor in alive}
+    assert known["engine-0"] == ("EngineActor", "engine 0")
+    assert "registry" in known
