@@ -467,6 +467,9 @@ class LaunchSpec:
         Whether the cluster is meant to outlive whoever asked for it, as `pxcluster`'s is.
     options
         The backend's own settings, as its config class defines them.
+    first
+        Engines that will be asked for as soon as the cluster is there.  A backend may start them at
+        once; their keys are in ``info["first"]`` then.
     """
 
     n: int
@@ -477,6 +480,7 @@ class LaunchSpec:
     log_dir: str | None = None
     lasting: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    first: int = 0
 
 
 class Launched(Protocol):

@@ -99,12 +99,14 @@ class _Controller:
             ),
             detached=self.detached,
         )
-        self.ray.get(self.registry.start_engines.remote(self.order["n"]))
+        n, first = self.order["n"], self.order["first"]
+        keys = self.ray.get(self.registry.start_engines.remote(n + first))
         if self.later is not None:
             self.registry.settled.remote().future().add_done_callback(lambda _: self._say(UP))
         return {
             "backend": "ray",
             **info,
+            "first": keys[n:],
             "dashboard": dashboard,
             "token": token,
             "pid": os.getpid(),

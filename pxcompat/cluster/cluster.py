@@ -330,6 +330,10 @@ class Cluster(ClusterFile, LoggingConfigurable):
         BackendError
             When it does not start.
         """
+        self._start_controller()
+
+    def _start_controller(self, first: int = 0) -> None:
+        """Start the cluster, for which ``first`` engines will be asked next."""
         with self._lock:
             if self.controller is not None:
                 raise RuntimeError(f"{self!r} has a controller: call stop_controller() first")
@@ -339,7 +343,7 @@ class Cluster(ClusterFile, LoggingConfigurable):
                     "Not used, as they are for ipyparallel's ZeroMQ controller: %s",
                     " ".join(self.controller_args),
                 )
-            plan = self._plan()
+            plan = self._plan(first)
             self.log.debug("Starting a %s cluster", self.backend)
             if self.shutdown_atexit:
                 own = launch(plan, self.log, dedicated=self.dedicated)
@@ -361,7 +365,7 @@ class Cluster(ClusterFile, LoggingConfigurable):
                 " both run."
             )
 
-    def _plan(self) -> Plan:
+    def _plan(self, first: int) -> Plan:
         if self.cluster_file or not self.shutdown_atexit:
             profiles.create(self._place)
         logs = self._place.engine_logs(self.cluster_id)
@@ -371,6 +375,8 @@ class Cluster(ClusterFile, LoggingConfigurable):
             backend=self.backend,
             spec=LaunchSpec(
                 n=0,
+                # a daemon is told which engines there are to be when it runs
+                first=first if self.shutdown_atexit else 0,
                 host={"": "127.0.0.1", "*": "0.0.0.0"}.get(self.controller_ip, self.controller_ip),
                 cwd=str(Path.cwd()),
                 path=[entry for entry in sys.path if entry],
@@ -407,8 +413,7 @@ class Cluster(ClusterFile, LoggingConfigurable):
                     f"engines cannot be added to this {self.backend} cluster from here: start"
                     " them where the cluster was started"
                 )
-            if n is None:
-                n = self._settings.engines if self.n is None else self.n
+            n = self._count(n)
             if engine_set_id is None:
                 engine_set_id = self._new_engine_set_id()
             elif engine_set_id in self.engines:
@@ -421,7 +426,9 @@ class Cluster(ClusterFile, LoggingConfigurable):
                 mpi = MPIEngineSetLauncher(config=self.config).parts()
             started = EngineSet(self._running, engine_set_id, [], mpi)
             if n:  # none to start is said to no backend
-                started.names = started.start(backend, n, self._settings.start_timeout)
+                started.names = self._running.take_first()
+                if not started.names:
+                    started.names = started.start(backend, n, self._settings.start_timeout)
                 self._running.watch.expect(started.names)
             started.record()
             self.engines = {**self.engines, engine_set_id: started}
@@ -436,9 +443,16 @@ class Cluster(ClusterFile, LoggingConfigurable):
         """Start the controller and ``n`` engines; the cluster itself."""
         with self._lock:
             if self.controller is None:
-                self.start_controller_sync()
+                in_world = self.engine_launcher_class is MPIEngineSetLauncher
+                self._start_controller(0 if in_world else self._count(n))
             self.start_engines_sync(n)
             return self
+
+    def _count(self, n: int | None) -> int:
+        """How many engines to start where ``n`` are asked for."""
+        if n is not None:
+            return n
+        return self._settings.engines if self.n is None else self.n
 
     def wait_for_engines_sync(
         self,

@@ -93,6 +93,8 @@ class Controller:
         self.log = log
         self.config = Config()
         self.watch = EngineWatch()
+        #: keys of engines that were started with the cluster, until they are asked for
+        self.first: list[str] = []
         self._backend: Backend | None = None
         #: log files as they were read last, by name: they go when the cluster stops
         self._read: dict[str, str] = {}
@@ -100,6 +102,11 @@ class Controller:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}({self.connection.backend}, {self.state})>"
+
+    def take_first(self) -> list[str]:
+        """Keys of the engines that were started with the cluster; they are asked for once."""
+        first, self.first = self.first, []
+        return first
 
     @property
     def state(self) -> State:
@@ -401,6 +408,7 @@ def launch(plan: Plan, log: Any, *, dedicated: bool = False) -> OwnController:
         When it does not start.
     """
     launched = backends.get(plan.backend).launch(plan.spec, timeout=plan.timeout)
+    first = launched.info.pop("first", [])
     try:
         connection = Connection(
             backend=plan.backend,
@@ -417,6 +425,7 @@ def launch(plan: Plan, log: Any, *, dedicated: bool = False) -> OwnController:
         launched.stop()
         raise
     controller = OwnController(connection, path, log, launched)
+    controller.first = first
     controller.start_watching()
     return controller
 
