@@ -12,6 +12,7 @@ import contextvars
 import functools
 import itertools
 import logging
+import sys
 import threading
 import time
 import uuid
@@ -425,15 +426,16 @@ class Dispatcher:
             "status": reply.status,
             "received": _datetime(reply.completed if fetched and reply.completed else time.time()),
         }
-        if reply.engine is not None:
-            known["engine_uuid"] = reply.engine
-            known["engine_id"] = self.ids.get(reply.engine)
+        # one string for all that an engine has done: much of that is remembered
+        key = sys.intern(reply.engine) if reply.engine is not None else None
+        if key is not None:
+            known["engine_uuid"] = key
+            known["engine_id"] = self.ids.get(key)
         if reply.started is not None:
             known["started"] = _datetime(reply.started)
         if reply.completed is not None:
             known["completed"] = _datetime(reply.completed)
         md.update(known)
-        key = reply.engine
         if future.outputs >= reply.outputs:
             future.output_latch.set()
         else:
