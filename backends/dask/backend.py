@@ -21,6 +21,7 @@ from distributed import Client
 from distributed.comm.core import connect
 from distributed.protocol.serialize import Serialized
 
+from pxcompat.engine.interrupts import on_main_thread, uninterrupted
 from pxcompat.error import BackendError, ConnectError, ConnectionFileError, EngineError
 from pxcompat.protocol import (
     Capabilities,
@@ -116,7 +117,8 @@ class _Engine(_Line):
         self.waiting.update(msg_ids)
         try:
             assert self.channel is not None
-            self.channel.send(("offer", msg_ids, packed))
+            with uninterrupted():
+                self.channel.send(("offer", msg_ids, packed), here=on_main_thread())
         except ChannelClosed:
             self.waiting.difference_update(msg_ids)
             return False
@@ -446,12 +448,13 @@ class DaskBackend:
         try:
             if engine is None or engine.channel is None:
                 raise ChannelClosed("no such engine")
+            here = on_main_thread()
             for request in requests:
                 msg_id = request.msg_id
-                engine.waiting.add(msg_id)
-                engine.channel.send(
-                    pack_request(request), functools.partial(self.sink.sent, msg_id)
-                )
+                sent = functools.partial(self.sink.sent, msg_id)
+                with uninterrupted():
+                    engine.waiting.add(msg_id)
+                    engine.channel.send(pack_request(request), sent, here=here)
         except ChannelClosed as error:
             self.sink.engine_down(key, str(error))
 

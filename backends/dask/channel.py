@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from distributed.comm.inproc import InProc
 from distributed.protocol.serialize import Serialized
 
 from .sharing import Sharing
+from .shortcut import Shortcut
 from .wire import Message
 
 __all__ = ["Channel", "ChannelClosed"]
@@ -37,7 +39,8 @@ class Channel:
     """Messages to and from the other side of a comm.
 
     Lives on one event loop; only :meth:`send` may be called from any thread.  What is
-    sent while a write is under way goes out together with the next.
+    sent while a write is under way goes out together with the next.  One message by itself
+    need not wake the loop: it can be written where it is sent.
 
     Parameters
     ----------
@@ -53,7 +56,16 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._outgoing: deque[tuple[Message, Callable[[], None] | None]] = deque()
         self._wake = asyncio.Event()
-        self._scheduled = False
+        #: Held where it is decided who writes: the loop, while it has something to write, or
+        #: whoever sends.  The garbage collector may come by meanwhile, and send.
+        self._turn = threading.RLock()
+        self._loop_writes = False
+        #: messages in the loop's latest write
+        self._written = 0
+        #: whether something came since a message was written past the loop, and when that was
+        self._heard = True
+        self._passed = 0.0
+        self._shortcut = Shortcut.of(comm)
         self._room = threading.Event()
         self.closed = asyncio.Event()
         # frames are not for Dask to look into, nor worth a thread to pass them on
@@ -65,13 +77,22 @@ class Channel:
         if question is not None:
             self.send(question)
 
-    def send(self, message: Message, on_sent: Callable[[], None] | None = None) -> None:
+    def send(
+        self,
+        message: Message,
+        on_sent: Callable[[], None] | None = None,
+        *,
+        here: bool = False,
+    ) -> None:
         """Send a message.  Thread-safe, returns at once.
 
         Parameters
         ----------
         on_sent : callable, optional
-            Called on the loop when the message's buffers have left.
+            Called when the message's buffers have left, on the loop or here.
+        here : bool
+            Whether this thread may write it, if nothing else is to be written.  No exception
+            may be raised in it meanwhile, by a signal for example.
 
         Raises
         ------
@@ -82,10 +103,31 @@ class Channel:
             raise ChannelClosed(f"the connection to {self._comm.peer_address} is closed")
         if self.sharing.ready:
             message = self.sharing.outgoing(message)
-        self._outgoing.append((message, on_sent))
-        if not self._scheduled:
-            self._scheduled = True
+        with self._turn:
+            passed = here and self._pass(message)
+            if not passed:
+                self._outgoing.append((message, on_sent))
+                self._have_loop_write()
+        if passed and on_sent is not None:
+            on_sent()
+
+    def _have_loop_write(self) -> None:
+        if not self._loop_writes:
+            self._loop_writes = True
             self._loop.call_soon_threadsafe(self._wake.set)
+
+    def _pass(self, message: Message) -> bool:
+        """Write a message past the loop, unless it has others to write, or many have come."""
+        if self._shortcut is None or self._loop_writes or self._written > FEW:
+            return False
+        now = time.monotonic()
+        if not (self._heard or now - self._passed > GATHER):
+            return False
+        self._heard, self._passed = False, now
+        passed = self._shortcut.write(message)
+        if passed and self._shortcut.rest:
+            self._have_loop_write()
+        return passed
 
     def wait_for_room(self) -> None:
         """Wait while a good deal is waiting to be written.  Not on the loop."""
@@ -114,6 +156,7 @@ class Channel:
 
     def _hear(self, message: Message) -> Any:
         """Take a message in; what :attr:`_on_message` returns of it."""
+        self._heard = True
         if message[0] in ("share?", "share!", "mapped"):
             reply = self.sharing.hear(message)
             if reply is not None:
@@ -126,21 +169,30 @@ class Channel:
 
     async def _write(self) -> None:
         try:
-            written = 0
             while True:
                 await self._wake.wait()
-                if written > FEW:
-                    # a write costs both sides more than its messages: it wakes threads that
-                    # take the interpreter from those that make them
-                    await asyncio.sleep(GATHER)
                 self._wake.clear()
-                self._scheduled = False
-                written = await self._write_out()
+                while self._has_more():
+                    if self._written > FEW:
+                        # a write costs both sides more than its messages: it wakes threads that
+                        # take the interpreter from those that make them
+                        await asyncio.sleep(GATHER)
+                    self._written = await self._write_out()
         except (CommClosedError, OSError):
             self._comm.abort()  # the reader notices, and tells
 
+    def _has_more(self) -> bool:
+        """Whether the loop has something to write; otherwise others may."""
+        with self._turn:
+            self._loop_writes = False
+            if self._outgoing or (self._shortcut is not None and self._shortcut.rest):
+                self._loop_writes = True
+            return self._loop_writes
+
     async def _write_out(self) -> int:
         """Write what waits; nothing holds on to it afterwards.  How many messages it was."""
+        if self._shortcut is not None and self._shortcut.rest:
+            await self._shortcut.write_rest()
         batch = []
         sent = []
         while self._outgoing:
@@ -148,10 +200,9 @@ class Channel:
             batch.append(_without_sharing(message) if self._shares_memory else message)
             if on_sent is not None:
                 sent.append(on_sent)
-        if not batch:
-            return 0
-        await self._comm.write(batch, on_error="raise")
-        await self._flushed()
+        if batch:
+            await self._comm.write(batch, on_error="raise")
+            await self._flushed()
         self._room.set()
         for on_sent in sent:
             on_sent()

@@ -18,6 +18,7 @@ from distributed.comm.core import Comm, connect
 from distributed.comm.inproc import InProc
 from distributed.protocol.serialize import Serialized
 
+from pxcompat.engine.interrupts import on_main_thread
 from pxcompat.engine.nested import Errand
 from pxcompat.engine.runtime import Engine
 from pxcompat.protocol import Frames, OutputEvent, Reply, Request
@@ -89,8 +90,9 @@ class EngineThreadPoolExecutor(concurrent.futures.Executor):
 class _Peer:
     """A client as the engine sees it: the Origin of its requests."""
 
-    def __init__(self, loop_thread: int) -> None:
+    def __init__(self, engine: Engine, loop_thread: int) -> None:
         self._lock = threading.Lock()
+        self._engine = engine
         self._loop_thread = loop_thread
         self._channel: Channel | None = None
         self._backlog: deque[Message] = deque(maxlen=BACKLOG)
@@ -105,13 +107,19 @@ class _Peer:
             while self._backlog:
                 channel.send(self._backlog.popleft())
 
-    def tell(self, message: Message, on_sent: Callable[[], None] | None = None) -> bool:
+    def tell(
+        self,
+        message: Message,
+        on_sent: Callable[[], None] | None = None,
+        *,
+        here: bool = False,
+    ) -> bool:
         with self._lock:
             if self._channel is None:
                 self._backlog.append(message)
                 return False
             try:
-                self._channel.send(message, on_sent)
+                self._channel.send(message, on_sent, here=here)
             except ChannelClosed:
                 return False  # nobody waits any more; the record stays for who asks
             return True
@@ -140,7 +148,9 @@ class _Peer:
                 channel.wait_for_room()  # who prints faster than the network has to wait
 
     def reply(self, reply: Reply) -> None:
-        self.tell(pack_reply(reply))
+        # the engine's main thread writes it, where it has nothing else to do; there is nothing to
+        # interrupt any more
+        self.tell(pack_reply(reply), here=on_main_thread() and self._engine.idle)
 
 
 class Service:
@@ -205,7 +215,7 @@ class Service:
         """The Origin of a client's requests, connected or not yet."""
         peer = self._peers.get(client)
         if peer is None:
-            peer = self._peers[client] = _Peer(self._loop_thread)
+            peer = self._peers[client] = _Peer(self.engine, self._loop_thread)
             if len(self._peers) > 1024:
                 self._peers.popitem(last=False)
         return peer

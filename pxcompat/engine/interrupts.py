@@ -10,7 +10,12 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["repeated", "uninterrupted"]
+__all__ = ["on_main_thread", "repeated", "uninterrupted"]
+
+
+def on_main_thread() -> bool:
+    """Whether this is the thread that signals interrupt, and that nothing else does."""
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
@@ -21,7 +26,7 @@ def uninterrupted() -> Iterator[None]:
     threads that get no signals, engines on other people's workers among them, this does nothing.
     """
     handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    if not on_main_thread() or not callable(handler):
         yield
         return
     came: list[int] = []
