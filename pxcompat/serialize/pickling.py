@@ -368,19 +368,32 @@ _functions: OrderedDict[int, tuple[Any, ...]] = OrderedDict()
 _FUNCTIONS = 256
 
 
+def _is_constant(function: types.FunctionType) -> bool:
+    """Whether a function is nothing but code, with scalars for defaults and builtins, or their
+    names, for annotations."""
+    if function.__closure__ or function.__dict__:
+        return False
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return all(type(value) in _SCALARS for value in defaults) and all(
+        hint is None or type(hint) is str or (type(hint) is type and hint.__module__ == "builtins")
+        for hint in function.__annotations__.values()
+    )
+
+
 def _dump_function(function: types.FunctionType, name: str) -> Frames | None:
-    """A function of ``__main__`` that is nothing but code, pickled once for many calls."""
-    if (
-        function.__closure__
-        or function.__defaults__
-        or function.__kwdefaults__
-        or function.__dict__
-        or function.__annotations__
-        or not _is_interactive(function.__module__)
-    ):
+    """A function of ``__main__`` that has nothing that may change, pickled once for many calls."""
+    if not _is_interactive(function.__module__) or not _is_constant(function):
         return None
     code = function.__code__
-    said = (function.__name__, function.__qualname__, function.__module__, function.__doc__)
+    said = (
+        function.__name__,
+        function.__qualname__,
+        function.__module__,
+        function.__doc__,
+        # not the values: 1, 1.0 and True are equal
+        repr((function.__defaults__, function.__kwdefaults__)),
+        tuple(function.__annotations__.items()),
+    )
     known = _functions.get(id(code))
     if known is not None and known[0] is code and known[1] == said:
         return [known[2]]
@@ -489,14 +502,15 @@ def loads(
         return pickle.loads(frames[0], buffers=frames[1:])
 
 
-#: functions of ``__main__`` that are nothing but code, by their pickles; see loads_function
+#: functions of ``__main__`` that have nothing that may change, by their pickles; see
+#: loads_function
 _templates: OrderedDict[bytes, types.FunctionType] = OrderedDict()
 
 
 def loads_function(frames: Frames, namespace: dict[str, Any]) -> Any:
     """Unpickle a function that may be called many times: :func:`loads`, but quicker.
 
-    What is nothing but code is unpickled once; each call has a new function all the same.
+    What has nothing that may change is unpickled once; each call has a new function all the same.
     What a Reference stands for is looked up every time: its name may have another value by then.
     """
     data = frames[0]
@@ -511,13 +525,7 @@ def loads_function(frames: Frames, namespace: dict[str, Any]) -> Any:
         type(function) is types.FunctionType
         and not _context.evaluated
         and function.__globals__ is namespace
-        and not (
-            function.__closure__
-            or function.__defaults__
-            or function.__kwdefaults__
-            or function.__dict__
-            or function.__annotations__
-        )
+        and _is_constant(function)
     ):
         _templates[data] = _like(function)
         if len(_templates) > _FUNCTIONS:
@@ -527,10 +535,16 @@ def loads_function(frames: Frames, namespace: dict[str, Any]) -> Any:
 
 
 def _like(function: types.FunctionType) -> types.FunctionType:
-    new = types.FunctionType(function.__code__, function.__globals__, function.__name__)
+    new = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__
+    )
     new.__qualname__ = function.__qualname__
     new.__module__ = function.__module__
     new.__doc__ = function.__doc__
+    if function.__kwdefaults__:
+        new.__kwdefaults__ = dict(function.__kwdefaults__)
+    if function.__annotations__:
+        new.__annotations__ = dict(function.__annotations__)
     return new
 
 

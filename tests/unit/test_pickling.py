@@ -402,6 +402,32 @@ def test_a_function_that_changed_is_pickled_as_it_is_now() -> None:
     assert serialize.loads(serialize.dumps(f))() == 3
 
 
+def test_defaults_and_annotations_that_changed_are_pickled_as_they_are_now() -> None:
+    f = notebook("def f(a=1, *, b=2) -> int: return a, b")["f"]
+    scope: dict[str, Any] = {}
+
+    def got() -> Any:
+        return loads_function(serialize.dumps(f), scope)
+
+    assert got()() == (1, 2)
+    f.__defaults__ = (True,)  # which equals 1
+    assert got()()[0] is True
+    f.__kwdefaults__["b"] = 2.0
+    assert repr(got()()) == "(True, 2.0)"
+    f.__annotations__["return"] = "bool"
+    assert got().__annotations__ == {"return": "bool"}
+
+
+def test_a_function_called_again_has_its_own_defaults_and_annotations() -> None:
+    scope: dict[str, Any] = {}
+    frames = serialize.dumps(notebook("def f(a=1, *, b=2) -> int: return a, b")["f"])
+    changed = [loads_function(frames, scope) for _ in range(2)][1]
+    changed.__defaults__, changed.__kwdefaults__["b"] = (10,), 20
+    changed.__annotations__["return"] = str
+    again = loads_function(frames, scope)
+    assert again() == (1, 2) and again.__annotations__ == {"return": int}
+
+
 def test_pickled_again_frames_leave_what_they_refer_to_here() -> None:
     class Here:
         def __reduce__(self) -> Any:
