@@ -297,7 +297,8 @@ class Service:
                 request = engine.recall(args["msg_id"])
                 value = pack_request(request) if request else None
             elif question == "resubmitted":
-                value = engine.resubmitted(args["msg_id"], args["again"])
+                engine.resubmitted(args["msg_id"], args["again"])
+                value = None
             elif question == "leaving":
                 # what was given back before is on its way to it; the rest runs here
                 peer.leaving, value = True, None

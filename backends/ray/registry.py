@@ -146,8 +146,9 @@ class Registry:
             await self.forever()  # until this has ended, and the client makes another one
         self._keep_sweeping()
         self._mail.open(session)
-        up = [e for e in self._engines.values() if e.info is not None]
-        known: list[tuple[Any, ...]] = [("up", asdict(e.info), e.handle) for e in up]
+        known: list[tuple[Any, ...]] = [
+            ("up", asdict(e.info), e.handle) for e in self._engines.values() if e.info is not None
+        ]
         known += [("down", key, reason) for key, reason in self._stillborn]
         return [*known, self._dashboard] if self._dashboard else known
 
