@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from pxcompat.engine.interrupts import OwnFuture
 from pxcompat.error import EngineError
 
 __all__ = ["accepted", "cancelled", "converted"]
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 def converted(answer: Future[Any], convert: Callable[[Any], T]) -> Future[T]:
     """The future of an answer's conversion; has the error of either."""
-    target: Future[T] = Future()
+    target: Future[T] = OwnFuture()
 
     def forward(source: Future[Any]) -> None:
         try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from .dependency import Dependency
 from .dispatch import Dispatcher
+from .engine.interrupts import uninterrupted
 from .engine.nested import on_an_engine
 from .error import (
     ImpossibleDependency,
@@ -114,50 +115,52 @@ class Balancer:
         kept = {"after": sorted(after), "follow": sorted(follow), "retries": retries}
         header = {**kept, **(header or {})}
         unknown = self._get_to_know(after | follow)
-        futures, ready, waiting = [], [], []
-        # of many, the first run while the others are got ready
-        share = FIRST
-        for function, arguments in calls:
-            # a call may be tried more than once, so nobody knows how often they are used
-            natives = self._dispatcher.natives(function, arguments, uses=None)
-            future = self._dispatcher.register("apply", label, None, header)
-            futures.append(future)
-            request = Request(
-                future.msg_id,
-                "apply",
-                label,
-                {"map": True} if map else {},
-                function,
-                arguments,
-                self._dispatcher.header(future, header),
-                natives,
-            )
-            future.held = natives
-            job = _Job(request, targets, retries, after, follow)
-            if unknown:
-                why = InvalidDependency(
-                    f"task {future.msg_id} depends on {unknown}, which neither this client"
-                    " nor any engine knows"
+        with uninterrupted() as let_through:
+            futures, ready, waiting = [], [], []
+            # of many, the first run while the others are got ready
+            share = FIRST
+            for function, arguments in calls:
+                # a call may be tried more than once, so nobody knows how often they are used
+                natives = self._dispatcher.natives(function, arguments, uses=None)
+                future = self._dispatcher.register("apply", label, None, header)
+                futures.append(future)
+                request = Request(
+                    future.msg_id,
+                    "apply",
+                    label,
+                    {"map": True} if map else {},
+                    function,
+                    arguments,
+                    self._dispatcher.header(future, header),
+                    natives,
                 )
-                self._dispatcher.fail(future.msg_id, self._remote(why))
-                continue
-            with self._lock:
-                self._jobs[future.msg_id] = job
-                if timeout:
-                    job.timer = threading.Timer(timeout, self._time_out, [future.msg_id])
-                    job.timer.daemon = True
-                    job.timer.start()
-                if job.simple:
-                    ready.append(request)
-                else:
-                    self._await(job)
-                    waiting.append(future.msg_id)
-            if len(ready) == share:
+                future.held = natives
+                job = _Job(request, targets, retries, after, follow)
+                if unknown:
+                    why = InvalidDependency(
+                        f"task {future.msg_id} depends on {unknown}, which neither this client"
+                        " nor any engine knows"
+                    )
+                    self._dispatcher.fail(future.msg_id, self._remote(why))
+                    continue
+                with self._lock:
+                    self._jobs[future.msg_id] = job
+                    if timeout:
+                        job.timer = threading.Timer(timeout, self._time_out, [future.msg_id])
+                        job.timer.daemon = True
+                        job.timer.start()
+                    if job.simple:
+                        ready.append(request)
+                    else:
+                        self._await(job)
+                        waiting.append(future.msg_id)
+                if len(ready) == share:
+                    self._place(ready, targets)
+                    ready, share = [], 2 * share
+                    let_through()
+            if ready:
                 self._place(ready, targets)
-                ready, share = [], 2 * share
-        if ready:
-            self._place(ready, targets)
-        self._look_at(waiting)
+            self._look_at(waiting)
         return futures
 
     # -- dependencies --------------------------------------------------------------

@@ -27,6 +27,7 @@ from .comms import relay
 from .display import ExecuteReply
 from .engine import calls
 from .engine.comms import hear
+from .engine.interrupts import Condition, uninterrupted
 from .engine.nested import NESTED, on_an_engine
 from .error import EngineDied, EngineError, TaskAborted, unwrap_exception
 from .futures import MessageFuture, Metadata
@@ -121,7 +122,7 @@ class Dispatcher:
         self.outcomes: BoundedDict[tuple[str, str | None]] = BoundedDict(MAX_OUTCOMES)
         #: balanced requests that were aborted before any engine had them
         self.unsent: BoundedDict[Request] = BoundedDict(MAX_RESULTS)
-        self.engines_changed = threading.Condition(self.lock)
+        self.engines_changed = Condition(self.lock)
         self.engine_callbacks: list[EngineCallback] = []
         #: asked before a reply is final: True when it has been taken care of (a retry)
         self.intercept: Callable[[Reply], bool] = lambda reply: False
@@ -204,25 +205,26 @@ class Dispatcher:
         if several and sum(memoryview(f).nbytes for f in arguments) >= threshold:
             payload = self.backend.put(arguments, keys)
         futures = []
-        for key in keys:
-            future = self.register("apply", label, key, header)
-            if len(arguments) == 1 and not (header or {}).get("track"):
-                future.sent_latch.set()  # a copy is sent: nothing to wait for
-            content = {"map": True} if map else {}
-            request = Request(
-                future.msg_id,
-                "apply",
-                label,
-                content,
-                function,
-                payload,
-                self.header(future, header),
-                natives,
-            )
-            if natives or payload is not arguments:
-                future.held = payload, natives
-            self.send(key, request)
-            futures.append(future)
+        with uninterrupted():
+            for key in keys:
+                future = self.register("apply", label, key, header)
+                if len(arguments) == 1 and not (header or {}).get("track"):
+                    future.sent_latch.set()  # a copy is sent: nothing to wait for
+                content = {"map": True} if map else {}
+                request = Request(
+                    future.msg_id,
+                    "apply",
+                    label,
+                    content,
+                    function,
+                    payload,
+                    self.header(future, header),
+                    natives,
+                )
+                if natives or payload is not arguments:
+                    future.held = payload, natives
+                self.send(key, request)
+                futures.append(future)
         return futures
 
     def natives(self, *pickles: Frames, uses: int | None) -> dict[str, Any]:
@@ -274,15 +276,16 @@ class Dispatcher:
         header: dict[str, Any] | None = None,
     ) -> MessageFuture:
         """Have an engine run code in its shell."""
-        future = self.register("execute", label, key, header)
-        if not silent:
-            future.metadata["execute_input"] = code
-            future.context = contextvars.copy_context()
-        content = {"code": code, "silent": silent, "store_history": store_history}
-        request = Request(
-            future.msg_id, "execute", label, content, header=self.header(future, header)
-        )
-        self.send(key, request)
+        with uninterrupted():
+            future = self.register("execute", label, key, header)
+            if not silent:
+                future.metadata["execute_input"] = code
+                future.context = contextvars.copy_context()
+            content = {"code": code, "silent": silent, "store_history": store_history}
+            request = Request(
+                future.msg_id, "execute", label, content, header=self.header(future, header)
+            )
+            self.send(key, request)
         return future
 
     def send(self, key: str, request: Request) -> None:
@@ -407,7 +410,8 @@ class Dispatcher:
             request = Request(
                 self.new_id(), "apply", "widget", {}, function, arguments, header=header
             )
-            self.backend.send(key, [request])
+            with uninterrupted():
+                self.backend.send(key, [request])
 
     def reply(self, reply: Reply) -> None:
         with self.lock:

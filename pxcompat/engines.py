@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from .dispatch import Dispatcher
+from .engine.interrupts import OwnFuture
 from .error import EngineError, InvalidEngineId, NoEnginesRegistered, no_restart
 from .progress import aside, noninteractive
 from .protocol import Backend
@@ -158,7 +159,7 @@ class Engines:
                 raise TypeError("n engines to wait for must be specified")
             n = self.cluster.n
         if not block:
-            future: Future[None] = Future()
+            future: Future[None] = OwnFuture()
             thread = threading.Thread(
                 target=self._resolve_engines, args=(future, n, timeout), daemon=True
             )
@@ -271,7 +272,7 @@ class Engines:
             for future in futures:
                 future.result(timeout)
             return None
-        together: Future[None] = Future()
+        together: Future[None] = OwnFuture()
         left = len(futures)
         lock = threading.Lock()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError, Future, InvalidStateError, wait as wait_for_all
 from typing import Any, Protocol, TypeVar
 
+from .engine.interrupts import OwnFuture
 from .protocol import Frames, LargeResult, OutputEvent
 
 __all__ = [
@@ -193,7 +194,7 @@ class Latch:
         with self._lock:
             future = self._future
             if future is None:
-                future = self._future = Future()
+                future = self._future = OwnFuture()
                 made = True
             else:
                 made = False
@@ -212,7 +213,7 @@ def _complete(future: Future[None]) -> None:
         future.set_result(None)
 
 
-class MessageFuture(Future[Any]):
+class MessageFuture(OwnFuture[Any]):
     """The future of one request (ipyparallel.client.futures.MessageFuture).
 
     Only ``dispatch`` completes it.  The result stays pickled until somebody asks, and is
@@ -417,7 +418,7 @@ def multi_future(children: Collection[Future[Any]]) -> Future[list[Any]]:
 
     When several fail it has the exception of the first, and the others are logged.
     """
-    together: Future[list[Any]] = Future()
+    together: Future[list[Any]] = OwnFuture()
     lock = threading.Lock()
     unfinished = set(children)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .asyncresult import AsyncResult
 from .engine import engine_of_thread
+from .engine.interrupts import Condition, OwnFuture
 from .engine.nested import help_until
 
 __all__ = ["LazyMap", "LazyMapIterator"]
@@ -52,7 +53,7 @@ class LazyMap:
         self._max_running = max_running
         self._max_unread = max_unread
         self._at_end = at_end
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._running = 0
         #: ordered: all that was submitted; else: what has finished
         self._unread: deque[AsyncResult] = deque()
@@ -110,7 +111,7 @@ class LazyMap:
         with self._changed:
             if self._unread or self._is_drained():
                 return None
-            self._news = Future()
+            self._news = OwnFuture()
             return self._news
 
     def _notify(self) -> None:

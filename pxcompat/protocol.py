@@ -355,7 +355,11 @@ class Backend(Protocol):
         """Shut the whole cluster down."""
 
     def send(self, key: str, requests: Sequence[Request]) -> None:
-        """Queue requests on one engine.  Never blocks on their execution."""
+        """Queue requests on one engine.  Never blocks on their execution.
+
+        This and :meth:`send_balanced` are not interrupted by signals: see
+        ``pxcompat.engine.interrupts``.
+        """
 
     def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         """Let the backend's own scheduler place each request on one of ``candidates``

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timezone
 from typing import Any
 
 from .display import show_outputs
+from .engine.interrupts import OwnFuture
 from .engine.nested import help_until
 from .futures import Latch, MessageFuture, Metadata
 from .streaming import OutputStreamer
@@ -17,7 +17,7 @@ from .waiting import seconds
 __all__ = ["RequestInfo"]
 
 
-class RequestInfo(Future[Any]):
+class RequestInfo(OwnFuture[Any]):
     """The half of an AsyncResult that tells of its requests.
 
     Keys of the metadata are items and attributes: ``ar["started"]``, ``ar.stdout``.

@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from .engine import engine_of_thread
+from .engine.interrupts import Event, OwnFuture
 from .engine.nested import help_until
 from .futures import Latch, MessageFuture
 
@@ -53,7 +54,7 @@ def wait_for(
             )
         ):
             return found
-        changed: Future[None] = Future()
+        changed: Future[None] = OwnFuture()
         for future in found.not_done:
             future.add_done_callback(partial(_set, changed))
         help_until(changed, None if timeout is None else left)
@@ -94,7 +95,7 @@ class SendTracker:
     """Whether a request's buffers may be changed again (``zmq.MessageTracker``'s part)."""
 
     def __init__(self, children: Sequence[MessageFuture]) -> None:
-        self.event = threading.Event()
+        self.event = Event()
         Countdown([child.sent_latch for child in children], self.event.set)
 
     @property

@@ -12,6 +12,7 @@ from .asyncresult import AsyncHubResult, AsyncResult
 from .balance import Balancer
 from .dispatch import Dispatcher
 from .engine import calls
+from .engine.interrupts import uninterrupted
 from .engines import Engines
 from .error import EngineError, collect_exceptions
 from .futures import MessageFuture, Metadata
@@ -257,10 +258,11 @@ class Work(Engines):
 
     def _send_again(self, request: Request) -> MessageFuture:
         header = {k: v for k, v in request.header.items() if k not in ("client", "submitted")}
-        future = self._dispatcher.register(request.kind, request.label, None, header)
-        request.msg_id = future.msg_id
-        request.header = self._dispatcher.header(future, header)
-        self._backend.send_balanced([request], None)
+        with uninterrupted():
+            future = self._dispatcher.register(request.kind, request.label, None, header)
+            request.msg_id = future.msg_id
+            request.header = self._dispatcher.header(future, header)
+            self._backend.send_balanced([request], None)
         return future
 
     def result_status(self, msg_ids: Jobs, status_only: bool = True) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from distributed import Client
 from distributed.comm.core import connect
 from distributed.protocol.serialize import Serialized
 
-from pxcompat.engine.interrupts import on_main_thread, uninterrupted
+from pxcompat.engine.interrupts import OwnFuture, on_main_thread, uninterrupted
 from pxcompat.error import BackendError, ConnectError, ConnectionFileError, EngineError
 from pxcompat.protocol import (
     Capabilities,
@@ -67,14 +67,15 @@ class _Line:
 
     def ask(self, question: str, args: Mapping[str, Any]) -> Future[Any]:
         """Ask the other side; thread-safe."""
-        answer: Future[Any] = Future()
+        answer: Future[Any] = OwnFuture()
         with self._lock:
             call_id = next(self._ids)
             self._questions[call_id] = answer
         try:
             if self.channel is None:
                 raise ChannelClosed("not connected")
-            self.channel.send(("ask", call_id, question, dict(args)))
+            with uninterrupted():
+                self.channel.send(("ask", call_id, question, dict(args)))
         except ChannelClosed as error:
             with self._lock:
                 self._questions.pop(call_id, None)
@@ -117,8 +118,7 @@ class _Engine(_Line):
         self.waiting.update(msg_ids)
         try:
             assert self.channel is not None
-            with uninterrupted():
-                self.channel.send(("offer", msg_ids, packed), here=on_main_thread())
+            self.channel.send(("offer", msg_ids, packed), here=on_main_thread())
         except ChannelClosed:
             self.waiting.difference_update(msg_ids)
             return False
@@ -452,9 +452,8 @@ class DaskBackend:
             for request in requests:
                 msg_id = request.msg_id
                 sent = functools.partial(self.sink.sent, msg_id)
-                with uninterrupted():
-                    engine.waiting.add(msg_id)
-                    engine.channel.send(pack_request(request), sent, here=here)
+                engine.waiting.add(msg_id)
+                engine.channel.send(pack_request(request), sent, here=here)
         except ChannelClosed as error:
             self.sink.engine_down(key, str(error))
 
@@ -473,7 +472,7 @@ class DaskBackend:
     def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
         line: _Line | None = self._registry if key is None else self._engines.get(key)
         if line is None:
-            refused: Future[Any] = Future()
+            refused: Future[Any] = OwnFuture()
             refused.set_exception(EngineError(f"there is no engine {key}"))
             return refused
         answer = line.ask(op, args)
@@ -534,7 +533,8 @@ class DaskBackend:
         kept = Kept(request.msg_id, engine.info.address, engine.info.id)
         request.header["keep"] = uses
         try:
-            engine.channel.send(pack_request(request))
+            with uninterrupted():
+                engine.channel.send(pack_request(request))
         except ChannelClosed as error:
             raise EngineError(f"the engine whose value is wanted is gone: {error}") from error
         weakref.finalize(kept, _drop, engine.channel, kept.id, "unkeep").atexit = False

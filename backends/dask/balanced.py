@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import fire_and_forget, get_worker
 
+from pxcompat.engine.interrupts import OwnFuture
 from pxcompat.engine.nested import NESTED
 from pxcompat.protocol import Reply, Request
 
@@ -411,7 +412,7 @@ class Submitter:
     def cancel(self, msg_ids: Sequence[str]) -> Future[list[str]]:
         """Keep balanced requests from running: every engine is told to refuse them."""
         backend = self._backend
-        cancelled: Future[list[str]] = Future()
+        cancelled: Future[list[str]] = OwnFuture()
         wanted = set(msg_ids)
         here: list[str] = []
         with self._lock:

@@ -14,6 +14,8 @@ from distributed.comm.core import Comm, CommClosedError
 from distributed.comm.inproc import InProc
 from distributed.protocol.serialize import Serialized
 
+from pxcompat.engine.interrupts import Event
+
 from .sharing import Sharing
 from .shortcut import Shortcut
 from .wire import Message
@@ -66,7 +68,7 @@ class Channel:
         self._heard = True
         self._passed = 0.0
         self._shortcut = Shortcut.of(comm)
-        self._room = threading.Event()
+        self._room = Event()
         self.closed = asyncio.Event()
         # frames are not for Dask to look into, nor worth a thread to pass them on
         comm.deserialize = False

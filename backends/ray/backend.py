@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from pxcompat.engine import engine_of_process
+from pxcompat.engine.interrupts import Condition, OwnFuture, uninterrupted
 from pxcompat.error import EngineError
 from pxcompat.objects import RemoteReference
 from pxcompat.protocol import (
@@ -143,7 +144,7 @@ class RayBackend:
         self._registry: Any = None
         self._lock = threading.Lock()
         self._engines: dict[str, _Engine] = {}
-        self._met = threading.Condition()
+        self._met = Condition()
         self._outputs = Outputs()
         self._questions = Questions()
         self.pace = Pace()
@@ -554,7 +555,7 @@ class RayBackend:
         if self._in_band:
             request.header["in_band"] = True
         request.header["keep"] = True
-        with self._connected():
+        with uninterrupted(), self._connected():
             engine.outbox.flush()  # what was sent before comes before
             run = engine.handle.run.options(name=request.name, num_returns=2)
             reply, apart = run.remote(*pack_request(request))
@@ -565,13 +566,13 @@ class RayBackend:
     def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
         engine = None if key is None else self._engines.get(key)
         if key is not None and engine is None:
-            answer: Future[Any] = Future()
+            answer: Future[Any] = OwnFuture()
             answer.set_exception(EngineError(f"there is no engine {key}"))
             return answer
         name = "the cluster's registry" if engine is None else f"engine {engine.info.id}"
         call_id, answer = self._questions.new(name)
         try:
-            with self._connected():
+            with uninterrupted(), self._connected():
                 self._ask(call_id, engine, op, dict(args))
         except EngineError as error:
             self._questions.answer(call_id, None, str(error))
@@ -704,7 +705,7 @@ class RayBackend:
 
     def take_back(self, engine: _Engine, msg_ids: Sequence[str]) -> Future[list[str]]:
         """Have an engine give back requests that it has not begun; which it does."""
-        released: Future[list[str]] = Future()
+        released: Future[list[str]] = OwnFuture()
         with self._lock:
             engine.released.update(msg_ids)
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pxcompat.engine.interrupts import OwnFuture
 from pxcompat.protocol import Reply, Request
 
 from .outbox import AHEAD, MOST
@@ -197,7 +198,7 @@ class Placer:
                     there.setdefault(self._placed[msg_id][0], []).append(msg_id)
         for msg_id in here:
             self._backend.sink.reply(Reply(msg_id, "aborted"))
-        cancelled: Future[list[str]] = Future()
+        cancelled: Future[list[str]] = OwnFuture()
         answers = [self._backend.cancel_on(key, ids) for key, ids in there.items()]
         left = len(answers)
         lock = threading.Lock()

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import ray
 
+from pxcompat.engine.interrupts import Condition
+
 __all__ = ["Letter", "Post"]
 
 log = logging.getLogger("pxcompat.ray")
@@ -52,7 +54,7 @@ class Post:
 
     def __init__(self, registry: Any) -> None:
         self._registry = registry
-        self._changed = threading.Condition()
+        self._changed = Condition()
         #: letters, and when they were given
         self._letters: deque[tuple[float, Letter]] = deque()
         self._nbytes = 0

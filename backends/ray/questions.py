@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
+from pxcompat.engine.interrupts import OwnFuture
 from pxcompat.error import BackendError, EngineError
 
 __all__ = ["Questions"]
@@ -22,7 +23,7 @@ class Questions:
 
     def new(self, name: str) -> tuple[int, Future[Any]]:
         """Number and answer of another one, for whom errors are to name so."""
-        answer: Future[Any] = Future()
+        answer: Future[Any] = OwnFuture()
         with self._lock:
             call_id = next(self._call_ids)
             self._open[call_id] = (answer, name)

@@ -29,6 +29,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
+from pxcompat.engine.interrupts import OwnFuture
 from pxcompat.error import BackendError, ConnectError, EngineError
 from pxcompat.objects import RemoteReference
 from pxcompat.protocol import (
@@ -234,7 +235,7 @@ class RelayBackend:
 
     def ask(self, method: str, *args: Any) -> Future[Any]:
         """Call a method over there."""
-        answer: Future[Any] = Future()
+        answer: Future[Any] = OwnFuture()
         with self._lock:
             call_id = next(self._call_ids)
             self._answers[call_id] = answer

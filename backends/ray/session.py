@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pxcompat.engine.interrupts import Condition
 from pxcompat.error import BackendError, ConnectError, EngineError
 
 from .later import Later, postponed
@@ -69,7 +70,7 @@ class Session:
         #: how many threads are in one of Ray's functions
         self._using = 0
         self._ending = False
-        self._changed = threading.Condition()
+        self._changed = Condition()
 
     @property
     def alive(self) -> bool:

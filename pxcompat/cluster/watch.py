@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Collection
 
+from ..engine.interrupts import Condition
 from ..error import EngineError
 from ..progress import aside, progress as progress_bar
 from ..protocol import EngineInfo, OutputEvent, Reply
@@ -20,7 +20,7 @@ class EngineWatch:
     def __init__(self) -> None:
         #: who we are to the cluster; one that sends no requests needs no name beyond that
         self.session = uuid.uuid4().hex
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._engines: dict[str, EngineInfo] = {}
         self._down: dict[str, str] = {}
         #: of engines that were started, and of which nothing has been heard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
 import sys
@@ -9,8 +10,10 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
+from typing import TypeVar
 
-__all__ = ["on_main_thread", "repeated", "uninterrupted"]
+__all__ = ["Condition", "Event", "OwnFuture", "on_main_thread", "repeated", "uninterrupted"]
 
 
 def on_main_thread() -> bool:
@@ -18,29 +21,76 @@ def on_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+#: whether the main thread is in such a block already
+_held = False
+
+
+T = TypeVar("T")
+
+
+class Condition(threading.Condition):
+    """One that ``with`` takes and leaves in one step.
+
+    The standard library's own ``__enter__`` is Python code: an interrupt between its taking the
+    lock and its return leaves the lock taken, and whoever wants it next waits for ever.
+    """
+
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
+
+
+class OwnFuture(concurrent.futures.Future[T]):
+    """A future of ours, at which whoever looks at it may be interrupted: see :class:`Condition`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = Condition()
+
+
+class Event(threading.Event):
+    """One that whoever waits for it may be interrupted at: see :class:`Condition`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cond = Condition(threading.Lock())
+
+
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Put a SIGINT that comes meanwhile off until the end of the block.
+def uninterrupted() -> Iterator[Callable[[], None]]:
+    """Put a SIGINT that comes meanwhile off until the end of the block, or until the block calls
+    what this gives it.
 
     An interrupt in the midst of sending would leave locks, counts and queues half changed.  In
-    threads that get no signals, engines on other people's workers among them, this does nothing.
+    threads that get no signals, engines on other people's workers among them, this does nothing;
+    nor does a block within another.
     """
+    global _held
     handler = signal.getsignal(signal.SIGINT)
-    if not on_main_thread() or not callable(handler):
-        yield
+    if not on_main_thread() or _held or not callable(handler):
+        yield _nothing
         return
     came: list[int] = []
 
     def later(signum: int, frame: types.FrameType | None) -> None:
         came.append(signum)
 
-    signal.signal(signal.SIGINT, later)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    def let_through() -> None:
         if came:
+            came.clear()
             handler(signal.SIGINT, sys._getframe())
+
+    try:
+        _held = True
+        signal.signal(signal.SIGINT, later)
+        yield let_through
+    finally:
+        _held = False
+        signal.signal(signal.SIGINT, handler)
+        let_through()
+
+
+def _nothing() -> None:
+    """What a block is given that holds nothing off."""
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -250,3 +252,43 @@ def test_a_failing_execute_aborts_the_executes_behind_it(rc: ipp.Client, tmp_pat
     with pytest.raises(error.TaskAborted):
         aborted.get(PATIENCE)
     assert call.get(PATIENCE) == "applies run"
+
+
+def test_interrupts_in_the_midst_of_sending_leave_nothing_half_done(rc: ipp.Client) -> None:
+    balanced, direct = rc.load_balanced_view(), rc[:]
+    interrupted, sending, over = 0, False, threading.Event()
+
+    def interrupt() -> None:
+        rng = random.Random(1)
+        while interrupted < 250:
+            time.sleep(rng.uniform(0, 0.01))  # at any moment, which is what this is about
+            os.kill(os.getpid(), signal.SIGINT)
+        over.set()
+
+    def heard(signum: int, frame: object) -> None:
+        nonlocal sending
+        if sending:
+            sending = False
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, heard)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        while not over.is_set():
+            try:
+                sending = True
+                for _ in range(10):
+                    direct.apply_async(abs, -1)
+                direct.execute("n = 1", block=False)
+                balanced.map_async(abs, range(3))
+                sending = False
+            except KeyboardInterrupt:
+                interrupted += 1
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert direct.apply_async(abs, -2).get(PATIENCE) == [2] * len(rc)
+    assert balanced.map_async(abs, range(3)).get(PATIENCE) == [0, 1, 2]
+    assert rc.wait(timeout=PATIENCE)
+    assert not rc.outstanding
