@@ -74,7 +74,7 @@ class Client(Work):
     cluster : Cluster, optional
         A cluster that was started already.
     timeout : float, optional
-        Seconds that each stage of connecting may take (default 5).
+        Seconds that each stage of connecting may take (default 10, as in ipyparallel).
     debug : bool
         Log at debug level.
     backend : str, optional

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from datetime import datetime, timezone
@@ -134,6 +135,8 @@ class Dispatcher:
         #: why an engine ended that never was there, the latest
         self.stillborn: str | None = None
         self._awaited: dict[str, tuple[MessageFuture, int]] = {}
+        #: those that somebody still has
+        self._ended: weakref.WeakValueDictionary[str, MessageFuture] = weakref.WeakValueDictionary()
         self._count = itertools.count()
 
     # -- sending -------------------------------------------------------------------
@@ -391,7 +394,11 @@ class Dispatcher:
             context = None if future is None else future.context
             relay(event.content, self._tell_widget, context)
         if future is None:
-            return  # output of a thread that outlived its request, for nobody
+            # of a thread that outlived its request: for whoever still looks at it
+            future = self._ended.get(msg_id)
+            if future is not None:
+                future.write_output(event, lambda metadata: _record(metadata, event))
+            return
         if event.type == "error":
             event.content = self._with_id(event.content, future.metadata["engine_uuid"])
         future.write_output(event, lambda metadata: _record(metadata, event))
@@ -486,6 +493,7 @@ class Dispatcher:
             self.outcomes[msg_id] = status, key or future.metadata["engine_uuid"]
             # before the future is done: its AsyncResult may forget it again at once
             self.results.futures.put(msg_id, future, nbytes)
+            self._ended[msg_id] = future
         future.held = None
         future.sent_latch.set()
         finish()

@@ -62,7 +62,7 @@ class PxCompat(Configurable):
         Variable: PXCOMPAT_CLUSTER_ID.""",
     ).tag(config=True)
     timeout = Float(
-        5.0,
+        10.0,
         min=0,
         help="Seconds to wait for a running cluster to answer. Variable: PXCOMPAT_TIMEOUT.",
     ).tag(config=True)

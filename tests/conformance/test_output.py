@@ -78,6 +78,28 @@ def test_a_threads_output_belongs_to_the_request_that_started_it(e0: ipp.DirectV
     assert ar.stdout.strip() == "threaded"
 
 
+def test_what_a_thread_prints_after_its_request_is_not_lost(
+    e0: ipp.DirectView, tmp_path: Any
+) -> None:
+    code = f"""
+import os, threading, time
+printed = threading.Event()
+def go_on():
+    print("early")
+    printed.set()
+    while not os.path.exists({str(tmp_path / "go on")!r}):
+        time.sleep(0.01)
+    print("late")
+threading.Thread(target=go_on).start()
+printed.wait()"""
+    ar = e0.execute(code, block=False)
+    ar.get(PATIENCE)
+    assert ar.wait_for_output(PATIENCE)
+    assert ar.stdout == "early\n"
+    (tmp_path / "go on").touch()
+    wait_until(lambda: ar.stdout == "early\nlate\n")
+
+
 @pytest.mark.parametrize(
     "code",
     [
