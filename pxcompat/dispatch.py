@@ -136,7 +136,7 @@ class Dispatcher:
         self.stillborn: str | None = None
         self._awaited: dict[str, tuple[MessageFuture, int]] = {}
         #: those that somebody still has
-        self._ended: weakref.WeakValueDictionary[str, MessageFuture] = weakref.WeakValueDictionary()
+        self._ended: BoundedDict[weakref.ref[MessageFuture]] = BoundedDict(MAX_OUTCOMES)
         self._count = itertools.count()
 
     # -- sending -------------------------------------------------------------------
@@ -395,8 +395,9 @@ class Dispatcher:
             relay(event.content, self._tell_widget, context)
         if future is None:
             # of a thread that outlived its request: for whoever still looks at it
-            future = self._ended.get(msg_id)
-            if future is not None:
+            with self.lock:
+                ended = self._ended.get(msg_id)
+            if ended is not None and (future := ended()) is not None:
                 future.write_output(event, lambda metadata: _record(metadata, event))
             return
         if event.type == "error":
@@ -493,7 +494,7 @@ class Dispatcher:
             self.outcomes[msg_id] = status, key or future.metadata["engine_uuid"]
             # before the future is done: its AsyncResult may forget it again at once
             self.results.futures.put(msg_id, future, nbytes)
-            self._ended[msg_id] = future
+            self._ended[msg_id] = weakref.ref(future)
         future.held = None
         future.sent_latch.set()
         finish()
