@@ -255,9 +255,8 @@ def test_a_failing_execute_aborts_the_executes_behind_it(rc: ipp.Client, tmp_pat
 
 
 def test_interrupts_in_the_midst_of_sending_leave_nothing_half_done(rc: ipp.Client) -> None:
-    def negate(
-        n: int,
-    ) -> int:  # a builtin's signature is parsed, which 3.11 cannot be interrupted at
+    # not a builtin: their signatures are parsed, which Python 3.11 cannot be interrupted at
+    def negate(n: int) -> int:
         return -n
 
     balanced, direct = rc.load_balanced_view(), rc[:]
