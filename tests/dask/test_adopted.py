@@ -208,7 +208,7 @@ DIES = """if True:
     import os, sys
     import pxcompat as ipp
     rc = ipp.Client(sys.argv[1])
-    rc.wait_for_engines(1, timeout=PATIENCE)
+    rc.wait_for_engines(1, timeout=60)
     rc.load_balanced_view().map_async(lambda n: n, range(50))
     rc[:].apply_sync(os.getpid)
     os._exit(0)
