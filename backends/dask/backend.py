@@ -453,7 +453,9 @@ class DaskBackend:
                 msg_id = request.msg_id
                 sent = functools.partial(self.sink.sent, msg_id)
                 engine.waiting.add(msg_id)
-                engine.channel.send(pack_request(request), sent, here=here)
+                # when the buffers of what is tracked have left is the loop's to say
+                tracked = bool(request.header.get("track"))
+                engine.channel.send(pack_request(request), sent, here=here and not tracked)
         except ChannelClosed as error:
             self.sink.engine_down(key, str(error))
 

@@ -444,7 +444,7 @@ class TestFinding:
     def test_timeout_and_progress_come_with_the_lease(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert (acquire(profile="p").timeout, acquire(profile="p").progress) == (5, False)
+        assert (acquire(profile="p").timeout, acquire(profile="p").progress) == (10, False)
         monkeypatch.delenv("PXCOMPAT_NONINTERACTIVE")
         lease = acquire(profile="p", timeout=1.5)
         assert (lease.timeout, lease.progress) == (1.5, True)

@@ -44,7 +44,7 @@ class TestOrder:
     def test_default(self, profile: Profile) -> None:
         settings = PxCompat.resolve(profile)
         assert (settings.backend, settings.n, settings.address) == ("dask", None, "")
-        assert settings.timeout == 5
+        assert settings.timeout == 10
 
     def test_file_before_default(self, profile: Profile) -> None:
         configure(profile, "c.PxCompat.n = 3\nc.PxCompat.backend = 'other'")
