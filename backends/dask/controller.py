@@ -21,6 +21,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import itertools
 import json
 import logging
 import os
@@ -132,6 +133,9 @@ class _Link:
         self.on_exit: Callable[[str, str], None] = lambda key, reason: None
         self._pids: dict[int, str] = {}
         self._reasons: dict[str, tuple[str, dict[str, int]]] = {}
+        #: by its number, each signal that the supervisor has not sent yet
+        self._signals: dict[int, asyncio.Future[None]] = {}
+        self._numbers = itertools.count()
         self._arrived = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         asyncio.get_running_loop().add_reader(lines.sock.fileno(), self._receive)
@@ -154,6 +158,8 @@ class _Link:
             elif "exited" in message:
                 self._reasons[message["exited"]] = message["reason"], message["begun"]
                 self.on_exit(message["exited"], message["reason"])
+            elif "signalled" in message:
+                self._signals.pop(message["signalled"]).set_result(None)
             elif "stop" in message:
                 self._end.set()
             self._arrived.notify_all()
@@ -169,8 +175,11 @@ class _Link:
     def pid(self, key: str) -> int | None:
         return next((pid for pid, engine in self._pids.items() if engine == key), None)
 
-    def kill(self, pid: int, signum: int) -> None:
-        self._lines.send({"kill": pid, "signum": signum})
+    def kill(self, pid: int, signum: int) -> asyncio.Future[None]:
+        number = next(self._numbers)
+        sent = self._signals[number] = asyncio.get_running_loop().create_future()
+        self._lines.send({"kill": pid, "signum": signum, "number": number})
+        return sent
 
     async def reason(self, key: str, timeout: float) -> tuple[str, dict[str, int]] | None:
         async with self._arrived:
@@ -382,6 +391,7 @@ class _Supervisor:
                 # only a child not yet reaped: its pid cannot be somebody else's
                 if message["kill"] in self.engines:
                     os.kill(message["kill"], message["signum"])
+                self._tell({"signalled": message["number"]})
             elif "stop" in message:
                 self.ending = True
 

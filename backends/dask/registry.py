@@ -54,7 +54,8 @@ class Supervisor(Protocol):
 
     def pid(self, key: str) -> int | None: ...
 
-    def kill(self, pid: int, signum: int) -> None: ...
+    def kill(self, pid: int, signum: int) -> asyncio.Future[None]:
+        """Send a signal; done when it has been sent."""
 
     async def reason(self, key: str, timeout: float) -> tuple[str, dict[str, int]] | None: ...
 
@@ -320,7 +321,7 @@ class Registry(SchedulerPlugin):
         info = self._engine(key)
         if self.supervisor is not None and self.supervisor.owns(info.pid):
             # by its parent: that works even when the engine holds its interpreter lock
-            self.supervisor.kill(info.pid, signum)
+            await self.supervisor.kill(info.pid, signum)
             return ""
         return str(await self.scheduler.rpc(info.address).pxcompat_signal(signum=signum))
 

@@ -154,6 +154,7 @@ class _Controller:
 
     def _stop(self) -> None:
         ray = self.ray
+        _adopt_orphans()
         if self.later is not None:
             self.later.abandon()
         children = psutil.Process().children(recursive=True)
@@ -166,11 +167,22 @@ class _Controller:
             ray.shutdown()
         deadline = time.monotonic() + GRACE
         _, alive = psutil.wait_procs(children, max(0, deadline - time.monotonic()))
-        for process in alive:
+        # and those that Ray started while it was being shut down
+        left = {*alive, *psutil.Process().children(recursive=True)}
+        for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(alive, 1)
+        psutil.wait_procs(left, timeout=1)
         remove(self.folder)
+
+
+def _adopt_orphans() -> None:
+    """Have processes whose parent ends become children of this one, where they can (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        PR_SET_CHILD_SUBREAPER = 36
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _load() -> None:

@@ -114,7 +114,8 @@ class Later:
         for child in psutil.Process().children():
             if child.pid not in known:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
+                    for process in (child, *child.children(recursive=True)):
+                        process.kill()
         self._done.wait(GRACE)
 
 

@@ -101,11 +101,13 @@ def pxcluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Comman
     with tempfile.TemporaryDirectory(prefix="px-") as temporary:
         yield Command(tmp_path, Path(temporary), request.param)
         # a process that was killed needs a moment to go
-        psutil.wait_procs(processes_of(tmp_path), timeout=PATIENCE)
-        left = processes_of(tmp_path)
-        for process in left:
-            process.kill()
-        assert left == [], "processes outlived their cluster"
+        try:
+            wait_until(lambda: not processes_of(tmp_path))
+        finally:
+            left = [(process, process.cmdline()) for process in processes_of(tmp_path)]
+            for process, _ in left:
+                process.kill()
+            assert left == [], "processes outlived their cluster"
 
 
 def assert_nothing_left(pxcluster: Command) -> None:
@@ -148,7 +150,7 @@ def test_a_daemon_s_life(pxcluster: Command) -> None:
     assert address == json.loads(path.read_text())["info"]["address"]
 
     assert "Stopping cluster '' of profile 'default'" in pxcluster("stop")[1]
-    assert processes_of(pxcluster.ipython_dir) == []
+    assert [p.cmdline() for p in processes_of(pxcluster.ipython_dir)] == []
     assert_nothing_left(pxcluster)
 
 

@@ -60,9 +60,13 @@ def _plain(text: str) -> str:
 
 
 def _text(outputs: list[Any]) -> str:
-    parts = []
+    parts: list[str] = []
+    stream = None
     for out in outputs:
-        if out.output_type == "stream":
+        before, stream = stream, out.get("name")
+        if stream is not None and stream == before:
+            parts[-1] += out.text  # a stream comes in as many pieces as the kernel had time for
+        elif out.output_type == "stream":
             parts.append(out.text)
         elif out.output_type == "error":
             parts.append("\n".join(out.traceback))
