@@ -420,3 +420,5 @@ def prepare_head(environ: dict[str, str], host: str) -> None:
     environ.setdefault("RAY_AUTH_MODE", "token")
     environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # engines run as the user's programs do; by Ray's default every other program comes first
+    environ.setdefault("RAY_worker_niceness", "0")

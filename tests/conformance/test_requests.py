@@ -220,6 +220,10 @@ def test_code_runs_on_the_main_thread(rc: ipp.Client) -> None:
     assert all(rc.load_balanced_view().map_sync(lambda _: on_main(), range(4)))
 
 
+def test_engines_have_the_priority_of_their_client(rc: ipp.Client) -> None:
+    assert rc[:].apply_sync(os.nice, 0) == [os.nice(0)] * len(rc)
+
+
 def test_a_kill_signal_ends_an_engine(rc: ipp.Client) -> None:
     target = rc.ids[-1]
     running = rc[target].apply_async(time.sleep, 60)
