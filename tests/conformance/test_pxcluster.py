@@ -16,7 +16,7 @@ from typing import IO
 import psutil
 import pytest
 
-from ..common import PATIENCE, wait_until
+from ..common import wait_until
 from .conftest import BACKENDS
 
 pytestmark = pytest.mark.slow
