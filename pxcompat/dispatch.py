@@ -331,6 +331,8 @@ class Dispatcher:
         with self.lock:
             self.lost = reason
             keys = list(self.engines)
+            # also where the engines went first: who waits for others waits in vain
+            self.engines_changed.notify_all()
         for key in keys:
             self.engine_down(key, reason)
         with self.lock:

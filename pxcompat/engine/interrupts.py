@@ -60,9 +60,9 @@ def uninterrupted() -> Iterator[Callable[[], None]]:
     """Put a SIGINT that comes meanwhile off until the end of the block, or until the block calls
     what this gives it.
 
-    An interrupt in the midst of sending would leave locks, counts and queues half changed.  In
-    threads that get no signals, engines on other people's workers among them, this does nothing;
-    nor does a block within another.
+    An interrupt in the midst of sending would leave locks, counts and queues half changed.  A block
+    does nothing within another, nor in threads that get no signals, engines on other people's
+    workers among them.
     """
     global _held
     handler = signal.getsignal(signal.SIGINT)

@@ -425,6 +425,7 @@ def test_a_cluster_that_ends_under_its_client(
     assert time.monotonic() - started < PROMPT
     assert not client.outstanding
     assert client.ids == []
+    ended = time.monotonic()
     for later in (
         lambda: client[:],
         lambda: view.apply_sync(os.getpid),
@@ -434,6 +435,7 @@ def test_a_cluster_that_ends_under_its_client(
     ):
         with pytest.raises((error.EngineError, error.NoEnginesRegistered)):
             later()
+    assert time.monotonic() - ended < PROMPT
     client.close()
     wait_until(lambda: not any(is_alive(process) for process in short_lived.processes))
     time.sleep(0.2)  # for whoever wants to log something

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -314,6 +315,25 @@ def test_a_lost_cluster_fails_everything(backend):
     assert not backend.sent
     with pytest.raises(EngineError, match="the scheduler is gone"):
         late.result(0)
+
+
+def test_who_waits_for_engines_hears_that_the_cluster_is_lost(backend):
+    sink = backend.sink
+    for key in ("a", "b"):  # these went first
+        sink.engine_down(key, "killed")
+    waiting, heard = threading.Event(), []
+
+    def wait() -> None:
+        with sink.engines_changed:
+            waiting.set()
+            heard.append(sink.engines_changed.wait_for(lambda: sink.lost))
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert waiting.wait(10)
+    sink.disconnected("the scheduler is gone")
+    thread.join(10)
+    assert heard == ["the scheduler is gone"]
 
 
 # -- what is kept -------------------------------------------------------------------
