@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
@@ -24,7 +25,7 @@ from .children import ResultClient, error_of, known, merged, reply_error_of, val
 from .display import ExecuteReply
 from .engine.nested import help_until
 from .futures import Latch, MessageFuture
-from .joining import join_arrays
+from .joining import LARGE, join_arrays
 from .mapping import Map, RoundRobinMap
 from .progress import wait_with_bar
 from .requestinfo import RequestInfo
@@ -33,6 +34,9 @@ from .waiting import Countdown, Items, SendTracker, seconds, wait_for
 __all__ = ["AsyncHubResult", "AsyncMapResult", "AsyncResult", "ExecuteReply"]
 
 Child = MessageFuture | str
+
+#: how often, while it waits for a result of many parts, a thread looks at those that are there
+LOOKS = 32
 
 #: whose ``joinPartitions`` is known; a subclass may have another
 _JOINED = (Map, RoundRobinMap)
@@ -284,12 +288,29 @@ class AsyncResult(RequestInfo):
                     if not part._success:
                         return part.get(return_exceptions=return_exceptions)
         else:
-            self.wait(timeout)
+            self._wait_unpickling(timeout)
         if not self.done():
             raise TimeoutError("Result not ready.")
         if return_exceptions and not self.cancelled() and self.exception() is not None:
             return self._reconstruct_result(self._raw_results)
         return self.result()
+
+    def _wait_unpickling(self, timeout: float | None) -> None:
+        """Wait for the result; of many children those that are done are unpickled meanwhile."""
+        left = seconds(timeout)
+        deadline = float("inf") if left is None else time.monotonic() + left
+        # seldom, for each look takes time from the thread that receives replies
+        step = len(self._children) // LOOKS
+        looks = range(step, len(self._children) - step + 1, step) if step else ()
+        for end in looks:
+            if not wait_for([self._children[end - 1]], left).done:
+                return
+            for child in self._children[end - step : end]:
+                # large ones may be put together without ever being there by themselves
+                if child.done() and child.nbytes < LARGE:
+                    child.unpickle()
+            left = None if left is None else max(0.0, deadline - time.monotonic())
+        self.wait(left)
 
     @property
     def r(self) -> Any:

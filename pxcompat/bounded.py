@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 __all__ = ["BoundedDict", "BoundedList"]
 
@@ -51,22 +51,24 @@ class BoundedDict(MutableMapping[str, T]):
 
     def put(self, key: str, value: T, size: int) -> None:
         """Set an item of so many bytes."""
-        self._discard(key)
+        self.pop(key, None)
         self._items[key] = value, size
         self._nbytes += size
         while len(self._items) > self.max_count or (
             self.max_bytes is not None and self._nbytes > self.max_bytes and len(self._items) > 1
         ):
-            self._discard(next(iter(self._items)))
+            self.pop(next(iter(self._items)))
 
     def __delitem__(self, key: str) -> None:
-        if key not in self._items:
-            raise KeyError(key)
-        self._discard(key)
+        self.pop(key)
 
-    def _discard(self, key: str) -> None:
-        _, size = self._items.pop(key, (None, 0))
+    def pop(self, key: str, *default: Any) -> Any:
+        """Forget an item; it, or the default."""
+        if key not in self._items and default:
+            return default[0]
+        value, size = self._items.pop(key)
         self._nbytes -= size
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._items))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from typing import Any, Protocol
 
 from .error import CompositeError, RemoteError, collect_exceptions
@@ -49,12 +49,12 @@ def known(client: ResultClient, msg_id: str) -> MessageFuture:
 
 def reply_error_of(child: MessageFuture) -> BaseException | None:
     """A finished child's error as the reply has it, without unpickling its result."""
-    return CancelledError(child.msg_id) if child.cancelled() else Future.exception(child)
+    return CancelledError(child.msg_id) if child.cancelled() else child.reply_error
 
 
 def error_of(child: MessageFuture) -> BaseException | None:
     """A finished child's error, which may be that its result cannot be unpickled."""
-    return reply_error_of(child) or child.exception()
+    return reply_error_of(child) or child.unpickle()
 
 
 def value_of(child: MessageFuture) -> Any:

@@ -71,8 +71,7 @@ class Results(MutableMapping[str, Any]):
 
     def pop(self, msg_id: str, default: Any = None) -> Any:
         """Forget a result without unpickling it; ``default`` always comes back."""
-        if msg_id in self.futures:
-            del self.futures[msg_id]
+        self.futures.pop(msg_id, None)
         return default
 
     def __iter__(self) -> Iterator[str]:

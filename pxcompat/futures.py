@@ -238,6 +238,8 @@ class MessageFuture(OwnFuture[Any]):
         The same as Futures, done (None).
     tracker : Future
         ``sent``, as ipyparallel calls it.
+    reply_error : BaseException or None
+        What went wrong, as the reply has it.
     """
 
     def __init__(
@@ -272,6 +274,7 @@ class MessageFuture(OwnFuture[Any]):
         self._pickled: Frames | LargeResult | None = None
         self._decode: Decode | None = None
         self._value: Any = None
+        self.reply_error: BaseException | None = None
         self._failure: BaseException | None = None
 
     # -- reading ---------------------------------------------------------------
@@ -300,35 +303,37 @@ class MessageFuture(OwnFuture[Any]):
 
         An AsyncResult tells the two apart with ``exception()``.
         """
-        failure = self.exception(0)
+        failure = self.unpickle()
         return self._value if failure is None else failure
 
     def result(self, timeout: float | None = None) -> Any:
         """The unpickled result; raises the request's exception."""
         super().result(timeout)
-        self._load()
-        if self._failure is not None:
-            raise self._failure
+        failure = self.unpickle()
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # else the traceback, which holds this frame, makes a cycle
         return self._value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The request's exception, or None."""
-        failure = super().exception(timeout)
-        if failure is None:
-            self._load()
-            failure = self._failure
-        return failure
+        return super().exception(timeout) or self.unpickle()
 
-    def _load(self) -> None:
+    def unpickle(self) -> BaseException | None:
+        """Unpickle the result, unless it has been; what went wrong.  Only when done."""
+        if self._decode is None:
+            return self._failure
         with self._lock:
-            if self._decode is None:
-                return
-            try:
-                self._value = self._decode(self._pickled or [])
-            except Exception as error:
-                self._failure = error
-            # an interrupt gets past this, and the result can be asked for again
-            self._decode = self._pickled = None
+            if self._decode is not None:
+                try:
+                    self._value = self._decode(self._pickled or [])
+                except Exception as error:
+                    self._failure = error
+                # an interrupt gets past this, and the result can be asked for again
+                self._decode = self._pickled = None
+            return self._failure
 
     def lend(self) -> Any:
         """The result, for one who copies from it and is then done with it.  Only when done.
@@ -387,7 +392,7 @@ class MessageFuture(OwnFuture[Any]):
 
     def fail(self, error: BaseException) -> None:
         """End with an exception."""
-        self._failure = error
+        self.reply_error = self._failure = error
         super().set_exception(error)
 
 

@@ -12,7 +12,7 @@ from .children import reply_error_of
 from .futures import MessageFuture
 from .mapping import Map
 
-__all__ = ["join_arrays"]
+__all__ = ["LARGE", "join_arrays"]
 
 #: bytes of a part from which on it is worth it
 LARGE = 1 << 20

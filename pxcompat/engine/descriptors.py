@@ -36,6 +36,8 @@ class Descriptor:
         os.close(end)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._busy = threading.Lock()
+        #: bytes in the pipe, for who drains it
+        self._pending = array.array("i", [0])
         threading.Thread(target=self._read, name=f"pxcompat-fd{fd}", daemon=True).start()
 
     def _read(self) -> None:
@@ -54,10 +56,9 @@ class Descriptor:
 
     def drain(self) -> None:
         """Return when all that was written until now has been handed on."""
-        pending = array.array("i", [0])
         while True:
-            fcntl.ioctl(self._pipe, termios.FIONREAD, pending)
-            if not pending[0]:
+            fcntl.ioctl(self._pipe, termios.FIONREAD, self._pending)
+            if not self._pending[0]:
                 break
             time.sleep(0.001)
         with self._busy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import inspect
 import logging
@@ -54,6 +55,11 @@ class Origin(Protocol):
     def output(self, msg_id: str, event: OutputEvent) -> None: ...
 
     def reply(self, reply: Reply) -> None: ...
+
+
+#: ``signal.signal`` without the enums that it makes of its arguments and result: each request
+#: has it called twice
+_set_handler = _signal.signal
 
 
 def _nothing_to_interrupt(signum: int, frame: types.FrameType | None) -> None:
@@ -335,8 +341,10 @@ class Engine:
         """
         self._thread_id = threading.get_ident()
         set_current(self, process=self.own_process)
+        # IPython's builtins, such as ``display``: where nobody else is, once for all requests
+        builtins = self.shell.builtin_trap if self.own_process else contextlib.nullcontext()
         try:
-            with self._captured():
+            with self._captured(), builtins:
                 if self.prelude:
                     exec(compile(self.prelude, "<prelude>", "exec"), self.shell.user_ns)
                 if self.own_process:
@@ -549,19 +557,19 @@ class Engine:
         self._interruptible = True
         if self.own_process:
             # Python's own handler, which leaves no frame in the user's traceback
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _set_handler(signal.SIGINT, signal.default_int_handler)
         try:
             yield
         finally:
             if self.own_process:
-                signal.signal(signal.SIGINT, _nothing_to_interrupt)
+                _set_handler(signal.SIGINT, _nothing_to_interrupt)
             self._interruptible = False
 
     @contextmanager
     def uninterrupted(self) -> Iterator[None]:
         """Within what was queued with :meth:`call`: interrupts are for the requests it runs."""
         if self.own_process:
-            signal.signal(signal.SIGINT, _nothing_to_interrupt)
+            _set_handler(signal.SIGINT, _nothing_to_interrupt)
         self._interruptible = False
         yield
 

@@ -358,9 +358,15 @@ def _is_plain(obj: Any, depth: int = 3) -> bool:
         return True
     if not depth or kind not in (tuple, list, dict) or len(obj) > 16:
         return False
+    items = obj
     if kind is dict:
-        return all(type(k) in _SCALARS and _is_plain(v, depth - 1) for k, v in obj.items())
-    return all(_is_plain(item, depth - 1) for item in obj)
+        if not all(type(key) in _SCALARS for key in obj):
+            return False
+        items = obj.values()
+    for item in items:
+        if type(item) not in _SCALARS and not _is_plain(item, depth - 1):
+            return False
+    return True
 
 
 #: functions pickled lately, by the identity of their code

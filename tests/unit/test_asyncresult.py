@@ -24,6 +24,8 @@ from pxcompat.futures import MessageFuture, Metadata
 from pxcompat.mapping import Map, RoundRobinMap
 from pxcompat.protocol import OutputEvent
 
+from ..common import PATIENCE, wait_until
+
 T0 = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
@@ -208,6 +210,36 @@ def test_result_is_unpickled_once_by_who_asks(client: FakeClient) -> None:
     assert decoders == []
     assert ar.get() == ar.get() == 42
     assert decoders == [threading.current_thread()]
+
+
+def test_who_waits_for_many_unpickles_those_that_are_there(client: FakeClient) -> None:
+    decoded: dict[int, str] = {}
+    children = pending(100)
+
+    def finish(i: int) -> None:
+        def decode(frames: Any) -> int:
+            assert i not in decoded
+            decoded[i] = threading.current_thread().name
+            return i
+
+        # one is large: it may be put together with others without ever being there by itself
+        children[i].finish([], decode, nbytes=1 << 20 if i == 5 else 10)
+
+    ar = AsyncResult(client, children)
+    got: list[Any] = []
+    waiting = threading.Thread(target=lambda: got.append(ar.get()), name="waits", daemon=True)
+    waiting.start()
+    for i in range(60):
+        finish(i)
+    wait_until(lambda: len(decoded) >= 50)
+    assert 5 not in decoded and not got
+    with pytest.raises(TimeoutError):
+        ar.get(timeout=0.01)
+    for i in reversed(range(60, 100)):
+        finish(i)
+    waiting.join(PATIENCE)
+    assert got == [list(range(100))]
+    assert set(decoded.values()) <= {"waits", threading.current_thread().name}
 
 
 def test_result_that_cannot_be_unpickled_is_an_error(client: FakeClient) -> None:
