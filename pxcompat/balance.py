@@ -32,7 +32,7 @@ from .protocol import Frames, Reply, Request
 __all__ = ["Balancer"]
 
 #: calls of a map that are placed before the others are got ready; then twice as many, and so on
-FIRST = 16
+FIRST = 64
 
 
 @dataclass

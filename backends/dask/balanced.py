@@ -51,6 +51,9 @@ OVERHEAD = 0.0001
 MOST = 128
 #: seconds to wait for the first of calls that nobody has measured yet
 UNKNOWN = 0.1
+#: calls that nobody has measured yet in an offer: short ones keep the engine busy until the
+#: scheduler has placed others, and of long ones it gives back all but the one that it is at
+FIRST = 8
 #: calls that are measured before all that wait are made batches of
 SAMPLES = 10
 #: functions whose durations are remembered
@@ -154,9 +157,10 @@ class Submitter:
         return False
 
     def _size(self, kind: Any) -> int:
-        """Calls of a kind that make a batch; 1 while little is known of them."""
+        """Calls of a kind that make an offer; few while little is known of them."""
         duration, count = self._durations.get(kind, (0.0, 0))
-        return max(1, min(MOST, int(WORK / (duration + OVERHEAD)))) if count >= SAMPLES else 1
+        most = MOST if count >= SAMPLES else FIRST
+        return max(1, min(most, int(WORK / (duration + OVERHEAD))))
 
     def _share(self, waiting: int, size: int, candidates: tuple[str, ...] | None) -> int:
         """How many of those that wait make the next batch."""
@@ -222,8 +226,9 @@ class Submitter:
             if everything or (group.deadline is not None and now >= group.deadline):
                 pass  # they take long: one each
             elif group.deadline is None:
-                # the first few are to show how long they take
-                room = 2 * engines
+                # the first few are to show how long they take; some engines were offered theirs
+                offered = {b.engine for b in self._batches.values() if b.kind == function}
+                room = 2 * max(0, engines - len(offered - {None}))
                 group.deadline = now + UNKNOWN
                 if len(waiting) > room:
                     asyncio.get_running_loop().call_later(UNKNOWN, self._flush)

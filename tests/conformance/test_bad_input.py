@@ -264,7 +264,7 @@ def test_no_engines_yet(backend: str, ip: InteractiveShell) -> None:
 def test_engine_ids_that_do_not_exist(rc: ipp.Client) -> None:
     for attempt in (
         lambda: rc[99],
-        lambda: rc[[0, 99]],
+        lambda: rc[[rc.ids[0], 99]],
         lambda: rc.direct_view(99),
         lambda: rc.load_balanced_view([99]),
         lambda: rc.queue_status(99),
@@ -301,8 +301,8 @@ def test_what_cannot_be_pickled_is_named_in_every_call(rc: ipp.Client) -> None:
 def test_results_that_cannot_be_pickled_are_named(rc: ipp.Client) -> None:
     rc[:].execute("import threading; held = {'k': [0, threading.Lock()]}", block=True)
     for attempt in (
-        lambda: rc[0].pull("held", block=True),
-        lambda: rc[0].apply_sync(ipp.Reference("lambda: held")),
+        lambda: rc[rc.ids[0]].pull("held", block=True),
+        lambda: rc[rc.ids[0]].apply_sync(ipp.Reference("lambda: held")),
         lambda: rc.load_balanced_view().apply_sync(ipp.Reference("lambda: held")),
     ):
         with pytest.raises(ipp.RemoteError, match=r"SerializationError.*'k'\]\[1\].*lock"):
@@ -317,7 +317,7 @@ def test_a_syntax_error_in_a_cell(rc: ipp.Client, ip: InteractiveShell) -> None:
             outcome = ip.run_cell("%pxresult")
         assert isinstance(outcome.error_in_exec, ipp.RemoteError)
     with pytest.raises(ipp.RemoteError, match="SyntaxError"):
-        rc[0].execute("if", block=True)
+        rc[rc.ids[0]].execute("if", block=True)
     assert rc[:].apply_sync(lambda: 1) == [1] * len(rc)
 
 
