@@ -303,7 +303,8 @@ class AsyncResult(RequestInfo):
         step = len(self._children) // LOOKS
         looks = range(step, len(self._children) - step + 1, step) if step else ()
         for end in looks:
-            if not wait_for([self._children[end - 1]], left).done:
+            last = self._children[end - 1]
+            if not last.wait(help_until(last, left)):
                 return
             for child in self._children[end - step : end]:
                 # large ones may be put together without ever being there by themselves

@@ -7,7 +7,12 @@ import contextvars
 import logging
 import threading
 from collections.abc import Callable, Collection
-from concurrent.futures import CancelledError, Future, InvalidStateError, wait as wait_for_all
+from concurrent.futures import (
+    CancelledError,
+    Future,
+    InvalidStateError,
+    TimeoutError as FutureTimeoutError,
+)
 from typing import Any, Protocol, TypeVar
 
 from .engine.interrupts import OwnFuture
@@ -205,7 +210,10 @@ class Latch:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait, for ``timeout`` seconds at most; whether it has happened."""
-        return self._set or bool(wait_for_all([self.future], timeout).done)
+        if not self._set:
+            with contextlib.suppress(FutureTimeoutError, CancelledError):
+                self.future.exception(timeout)
+        return self._set or self.future.done()
 
 
 def _complete(future: Future[None]) -> None:
@@ -296,7 +304,10 @@ class MessageFuture(OwnFuture[Any]):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the reply, for ``timeout`` seconds at most; whether it is there."""
-        return bool(wait_for_all([self], timeout).done)
+        # not by concurrent.futures.wait, which an interrupt may leave with our lock taken
+        with contextlib.suppress(FutureTimeoutError, CancelledError):
+            super().exception(timeout)
+        return self.done()
 
     def value(self) -> Any:
         """The result, or the exception (not raised).  Only when done.
