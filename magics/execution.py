@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import error
 from ..display import show_folded_errors, show_outputs
+from ..engine.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from ..asyncresult import AsyncResult
@@ -68,8 +69,11 @@ def collect(
     """
     # a single engine's error is raised as it is
     errors = len(result._children) > 1
-    with result.stream_output(errors=errors) if how.stream else nullcontext():
+    with ExitStack() as shown_until_then:
         try:
+            if how.stream:
+                with uninterrupted():  # or what engines say to an interrupt would not be shown
+                    shown_until_then.enter_context(result.stream_output(errors=errors))
             if interrupted:
                 raise KeyboardInterrupt
             _wait(result, how.progress_after, how.timeout + GRACE if how.timeout else -1)

@@ -15,7 +15,7 @@ __all__ = ["Ledger"]
 #: the latest batches that are remembered: more than can have replies on their way
 SLOTS = 64
 #: bytes of a slot: how many calls were begun, the length of the name, the name
-SIZE = 512
+SIZE = 2048
 COUNT, LENGTH, NAME = 0, 4, 6
 
 

@@ -168,8 +168,12 @@ class Registry(SchedulerPlugin):
             self.changed.notify_all()
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(key, str) or not key.startswith("px:"):
+            return
+        if finish == "memory":
+            asyncio.get_running_loop().call_soon(self._let_go, key)
         # Calls never fail as Dask tasks; when one does, it is the machinery that failed.
-        if finish != "erred" or not isinstance(key, str) or not key.startswith("px:"):
+        if finish != "erred":
             return
         ts = self.scheduler.tasks[key]
         worker = kwargs.get("worker") or (ts.erred_on and next(iter(ts.erred_on))) or ""
@@ -178,6 +182,13 @@ class Registry(SchedulerPlugin):
         task = asyncio.ensure_future(self._say_lost(key, worker, reason))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+    def _let_go(self, key: str) -> None:
+        """Forget a batch that was run: until its client's word that it wants it no more is here,
+        Dask would run it again, were its worker to die."""
+        ts = self.scheduler.tasks.get(key)
+        for client in list(ts.who_wants or ()) if ts is not None else ():
+            self.scheduler.client_releases_keys([key], client.client_key)
 
     async def _say_lost(self, key: str, worker: str, reason: str) -> None:
         """Tell a client of a batch that was given up, after what there is to say of its engine."""

@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Cluster"]
 
+#: seconds for the news of an engine's end to come
+HEARING = 2
+
 
 class Cluster(ClusterFile, LoggingConfigurable):
     """A cluster of engines (ipyparallel.Cluster).
@@ -607,8 +610,15 @@ class Cluster(ClusterFile, LoggingConfigurable):
                 engine_set = self.engines[set_id]
                 self.log.info("Restarting engine(s): %s", set_id)
                 self._running.watch.settle(engine_set.names, timeout=self.engine_timeout)
-                keys = self._up(engine_set.names)
-                self._restart(keys)
+                while True:
+                    keys = self._up(engine_set.names)
+                    try:
+                        self._restart(keys)
+                        break
+                    except BackendError:
+                        # one may have ended of which we have not heard yet
+                        if not self._running.watch.has_ended(keys, timeout=HEARING):
+                            raise
                 up = {self._running.watch.engines[key].name for key in self._up(engine_set.names)}
                 dead = [name for name in engine_set.names if name not in up]
                 if dead:

@@ -93,6 +93,10 @@ class EngineWatch:
         if not self._wait(lambda: not self._engines.keys() & set(keys), timeout):
             raise TimeoutError(f"the engines {', '.join(keys)} did not end within {timeout:g} s")
 
+    def has_ended(self, keys: Collection[str], *, timeout: float) -> bool:
+        """Whether one of these engines ends within some seconds, or has ended."""
+        return self._wait(lambda: not self._engines.keys() >= set(keys), timeout)
+
     def wait_lost(self) -> str:
         """Wait until the cluster is out of reach; why it is."""
         with self._changed:

@@ -176,14 +176,12 @@ class Engine:
     def run_batch(self, admitted: Sequence[Admitted], before: Callable[[str], None]) -> None:
         """Run what was admitted, one after the other; on the engine's thread.
 
-        ``before(msg_id)`` is called for each before it begins: also for those that are not
-        begun because they were cancelled or given back meanwhile.
+        ``before(msg_id)`` is called for each that begins, when it cannot be given back any more.
         """
         self._calling = False  # requests count for themselves: with its last reply it is idle
-        for msg_id, task in admitted:
-            before(msg_id)
+        for _, task in admitted:
             if task is not None:
-                self._run(task)
+                self._run(task, before)
 
     def give_back(self, msg_ids: Sequence[str], *, coming: bool = False) -> list[str]:
         """Let go of requests that have not begun, for others to run.  Thread-safe.
@@ -410,7 +408,7 @@ class Engine:
         finally:
             self._calling = False
 
-    def _run(self, task: _Task) -> None:
+    def _run(self, task: _Task, before: Callable[[str], None] | None = None) -> None:
         with self._lock:
             if task.state != "queued":
                 return
@@ -424,6 +422,8 @@ class Engine:
         if late:  # sent in the belief that what came before it would do well
             self._finish(task, Reply(request.msg_id, "aborted", self.key))
             return
+        if before is not None:
+            before(request.msg_id)
         output = RequestOutput(lambda event: self._tell_output(task, event), self._flusher)
         self.shell.output = output
         reply = Reply(request.msg_id, "ok", self.key)
