@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import pxcompat as ipp
+from pxcompat.backends.dask import balanced
 
 from ..common import PATIENCE, wait_until
 
@@ -75,6 +77,31 @@ def test_an_engine_that_dies_takes_along_the_call_that_killed_it(
     wait_until(lambda: len(rc) == engines - 1)
     assert rc.cluster is not None
     rc.cluster.start_engines_sync(1)
+    rc.wait_for_engines(engines, timeout=PATIENCE)
+
+
+def test_what_has_run_does_not_run_again_when_its_engine_dies(
+    rc: ipp.Client,
+    lbv: ipp.LoadBalancedView,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # the client's word that it wants the tasks no more may come later than the engine's end
+    kept: list[Any] = []
+    monkeypatch.setattr(balanced, "fire_and_forget", kept.append)
+    engines = len(rc)
+    items = [(n, str(tmp_path), None) for n in range(400)]
+    assert sorted(lbv.map_sync(note, items)) == list(range(400))
+    for target in rc.ids[1:]:
+        rc.send_signal(signal.SIGKILL, targets=target)
+    wait_until(lambda: len(rc) == 1)
+    # what Dask runs again comes before these
+    assert lbv.map_sync(note, [(n, None, None) for n in range(200)]) == list(range(200))
+    assert kept
+    ran = Counter((tmp_path / "ran").read_text().split())
+    assert set(ran.values()) == {1} and len(ran) == 400
+    assert rc.cluster is not None
+    rc.cluster.start_engines_sync(engines - 1)
     rc.wait_for_engines(engines, timeout=PATIENCE)
 
 

@@ -529,6 +529,27 @@ class TestCluster:
         cluster.stop_engines_sync()
         assert not engines
 
+    def test_a_restart_while_the_news_of_an_end_is_on_its_way(
+        self, provider: FakeProvider, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cluster.start_cluster_sync()
+        launched = provider.launched[0]
+        restart = FakeBackend.restart_engines
+
+        def restart_engines(backend: FakeBackend, keys: Sequence[str]) -> Future[list[str]]:
+            if launched.engines.pop("key1", None) is None:
+                return restart(backend, keys)
+            for sink in launched.sinks:
+                sink.engine_down("key1", "it died")
+            failed: Future[list[str]] = Future()
+            failed.set_exception(BackendError("there is no engine key1"))
+            return failed
+
+        monkeypatch.setattr(FakeBackend, "restart_engines", restart_engines)
+        cluster.restart_engines_sync()
+        # one was restarted, and the other has a successor
+        assert {info.id for info in launched.engines.values()} == {0, 2}
+
     def test_a_restart_waits_for_engines_that_start(
         self, provider: FakeProvider, cluster: Cluster
     ) -> None:

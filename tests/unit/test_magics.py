@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ class FakeResult:
         self.asked: list[str] = []
         #: raised by the next wait
         self.interrupts: list[BaseException] = []
+        #: called as output begins to be shown
+        self.begins: Callable[[], None] = lambda: None
 
     def ready(self) -> bool:
         return all(child.done() for child in self._children)
@@ -77,6 +80,7 @@ class FakeResult:
     @contextmanager
     def stream_output(self, errors: bool) -> Iterator[None]:
         assert errors is (len(self._children) > 1)
+        self.begins()
         self.asked.append("stream")
         yield
         self.asked.append("unstream")
@@ -390,6 +394,16 @@ def test_ctrl_c_is_passed_on_to_engines_at_work(
     assert io.stderr == expected
     assert view.signals == [(sent, [5])]
     assert view.result.asked == ["stream", "wait 2.0", "wait -1", "output", "unstream"]
+
+
+def test_ctrl_c_as_the_showing_of_output_begins(shell: InteractiveShell, view: FakeView) -> None:
+    view.done = [False, False]
+    view.prepare = lambda result: setattr(result, "begins", lambda: os.kill(os.getpid(), 2))
+    with capture_output() as io:
+        shell.run_cell_magic("px", "", "x")
+    assert io.stderr == "Received Keyboard Interrupt. Sending signal SIGINT to engines...\n"
+    assert view.signals == [("SIGINT", [4, 5])]
+    assert view.result.asked == ["stream", "wait -1", "output", "unstream"]
 
 
 def test_an_interrupted_failure_that_was_not_streamed_is_printed(
