@@ -57,6 +57,9 @@ class Hung(BaseException):
 def normalise(text: str) -> str:
     """Without what differs from run to run, on one line."""
     text = re.sub(r"(\x1b|\\x1b)\[[0-9;]*m", "", text)
+    # ipyparallel prints a reply that comes after the notice of its engine's death, with its
+    # message, into whatever cell is running
+    text = re.sub(r"(?m)^got (stale|unknown) result: .*\n(.*\n\{'header': .*\n)?", "", text)
     text = re.sub(r"[^\r\n]*\d+%\|[^\r\n]*\]", "", text)  # a progress bar
     text = re.sub(r"0x[0-9a-f]{6,}", "0x?", text)
     text = re.sub(r"Out\[(\d+):\d+\]", r"Out[\1:?]", text)
