@@ -90,7 +90,7 @@ class Given:
             await self._released
         except asyncio.CancelledError:
             # The worker closes, and Dask would have another one run all of it, again.
-            back = self._engine.give_back(list(self._numbers))
+            back = self._engine.tasks.give_back(list(self._numbers))
             if back and self._peer.places:
                 self._peer.tell(("returned", back))
             elif len(back) == len(self._numbers):
@@ -101,7 +101,7 @@ class Given:
             try:
                 await self._service.resolve(request)
             except Exception as error:
-                if self._engine.give_back([request.msg_id]):  # it was not cancelled meanwhile
+                if self._engine.tasks.give_back([request.msg_id]):  # it was not cancelled meanwhile
                     self._peer.reply(self._service.unresolved(request, error))
         self._call()
 
@@ -156,7 +156,7 @@ class Given:
 
     def say(self) -> None:
         """Tell the client what runs, if it does not know yet."""
-        running = self._engine.running
+        running = self._engine.tasks.running_id
         if running in self._numbers and running != self._told and not self._done:
             self._told = running
             if self._peer.connected:
@@ -164,16 +164,16 @@ class Given:
 
     def give_back(self) -> None:
         """Tell the client what has not begun, and will not, for others to do."""
-        if self._peer.places and (back := self._engine.give_back(list(self._numbers))):
+        if self._peer.places and (back := self._engine.tasks.give_back(list(self._numbers))):
             self._peer.tell(("returned", back))
 
     def _due(self) -> bool:
         """Whether what has not begun had better be done elsewhere."""
-        if self._engine.running_for > PATIENCE:
+        if self._engine.tasks.running_for > PATIENCE:
             return True
         if self._began:
             return time.monotonic() - self._began > MUCH
-        running = self._engine.running
+        running = self._engine.tasks.running_id
         # other batches come to their end
         return running is not None and not any(
             running in given._numbers for given in self._service.given

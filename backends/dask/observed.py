@@ -37,14 +37,15 @@ class Observed:
         self._sized_at = -1
         self._size = (0, 0)
         self._sizing: asyncio.Future[tuple[int, int]] | None = None
+        tasks = engine.tasks
         self._metrics = {
             # as columns of the Workers page, and in the scheduler's /metrics
             "px engine": lambda worker: -1 if engine.id is None else engine.id,
-            "px ok": lambda worker: engine.journal.totals()["ok"],
-            "px failed": lambda worker: engine.journal.totals()["error"],
-            "px aborted": lambda worker: engine.journal.totals()["aborted"],
-            "px seconds": lambda worker: engine.journal.totals()["seconds"],
-            "px waiting": lambda worker: len(engine.activity(engine.journal.index)["queue"]),
+            "px ok": lambda worker: tasks.journal.totals()["ok"],
+            "px failed": lambda worker: tasks.journal.totals()["error"],
+            "px aborted": lambda worker: tasks.journal.totals()["aborted"],
+            "px seconds": lambda worker: tasks.journal.totals()["seconds"],
+            "px waiting": lambda worker: len(tasks.activity(tasks.journal.index)["queue"]),
             "px names": self._count,
             "px names bytes": self._bytes,
         }
@@ -62,16 +63,16 @@ class Observed:
         metrics.remove(self._measured)
 
     def _measured(self) -> list[metrics.Measured]:
-        engine = self._engine
-        totals = engine.journal.totals()
-        waiting = len(engine.activity(engine.journal.index)["queue"])
+        engine, tasks = self._engine, self._engine.tasks
+        totals = tasks.journal.totals()
+        waiting = len(tasks.activity(tasks.journal.index)["queue"])
         return [
             metrics.Measured(str(engine.id), self._worker.address, totals, waiting, *self._size)
         ]
 
     async def _sizes(self) -> tuple[int, int]:
         """Number and bytes of the engine's names; looked at again when calls have ended since."""
-        index = self._engine.journal.index
+        index = self._engine.tasks.journal.index
         if index != self._sized_at:
             if self._sizing is None or self._sizing.done():
                 shell = self._engine.shell
@@ -90,12 +91,13 @@ class Observed:
 
     async def observe(self, since: int, with_names: bool = False) -> dict[str, Any]:
         """What the engine does, the calls since the last look and, if wanted, its names."""
-        activity = self._engine.activity(since)
+        activity = self._engine.tasks.activity(since)
         answer = {
             **activity,
             "calls": [tuple(call) for call in activity["calls"]],
             "queue": activity["queue"][:WAITING],
             "waiting": len(activity["queue"]),
+            "thread": self._engine.thread_id,
         }
         if with_names:
             looking = asyncio.to_thread(names.largest, self._engine.shell, NAMES)

@@ -279,25 +279,25 @@ class Service:
         return None
 
     def _answer(self, call_id: int, question: str, args: dict[str, Any], peer: _Peer) -> Message:
-        engine = self.engine
+        tasks = self.engine.tasks
         for given in self.given:
             given.say()  # before the answer, which may say that it runs
         try:
             if question == "cancel":
-                value: Any = engine.cancel(args["msg_ids"])
+                value: Any = tasks.cancel(args["msg_ids"])
             elif question == "status":
-                value = engine.status()
+                value = tasks.status()
             elif question == "query":
-                value = engine.query(args["query"], args["keys"])
+                value = tasks.query(args["query"], args["keys"])
             elif question == "purge":
-                value = engine.purge(args["msg_ids"])
+                value = tasks.purge(args["msg_ids"])
             elif question == "attach":
-                value = engine.attach(args["msg_id"], peer)
+                value = tasks.attach(args["msg_id"], peer)
             elif question == "recall":
-                request = engine.recall(args["msg_id"])
+                request = tasks.recall(args["msg_id"])
                 value = pack_request(request) if request else None
             elif question == "resubmitted":
-                engine.resubmitted(args["msg_id"], args["again"])
+                tasks.resubmitted(args["msg_id"], args["again"])
                 value = None
             elif question == "leaving":
                 # what was given back before is on its way to it; the rest runs here

@@ -242,27 +242,27 @@ class EngineActor:
                 self._post.send(Letter(session, ("answer", call_id, ok, value), 200))
 
     def _answer(self, session: str, question: str, args: dict[str, Any]) -> Any:
-        engine = self._engine
+        engine, tasks = self._engine, self._engine.tasks
         origin = _Mailed(self._post, session)
-        engine.announce([unpack_request(head) for head in args.pop("announced", ())], origin)
+        tasks.announce([unpack_request(head) for head in args.pop("announced", ())], origin)
         if question == "cancel":
-            return engine.cancel(args["msg_ids"])
+            return tasks.cancel(args["msg_ids"])
         if question == "give_back":
-            return engine.give_back(
+            return tasks.give_back(
                 [m for m in args["msg_ids"] if m not in self._begun], coming=True
             )
         if question == "status":
-            return engine.status()
+            return tasks.status()
         if question == "query":
-            return engine.query(args["query"], args["keys"])
+            return tasks.query(args["query"], args["keys"])
         if question == "purge":
-            return engine.purge(args["msg_ids"])
+            return tasks.purge(args["msg_ids"])
         if question == "attach":
-            return engine.attach(args["msg_id"], origin)
+            return tasks.attach(args["msg_id"], origin)
         if question == "recall":
-            return engine.recall(args["msg_id"])
+            return tasks.recall(args["msg_id"])
         if question == "resubmitted":
-            return engine.resubmitted(args["msg_id"], args["again"])
+            return tasks.resubmitted(args["msg_id"], args["again"])
         if question == "announce":
             return None
         if question == "nested":

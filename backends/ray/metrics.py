@@ -72,7 +72,7 @@ class Meter:
             time.sleep(PERIOD)
 
     def _look(self) -> None:
-        activity = self._engine.activity(self._index)
+        activity = self._engine.tasks.activity(self._index)
         self._index = activity["index"]
         for status, total in activity["totals"].items():
             more = total - self._noted.get(status, 0)

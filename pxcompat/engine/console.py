@@ -322,7 +322,7 @@ class Console:
 
     def _interrupt(self, content: dict[str, Any]) -> dict[str, Any]:
         """Interrupt a cell of this kernel's, and nobody else's request."""
-        running = self.engine.status()["running"]
+        running = self.engine.tasks.status()["running"]
         if running is not None and running.startswith(self._client):
             if self.engine.own_process:
                 os.kill(os.getpid(), signal.SIGINT)

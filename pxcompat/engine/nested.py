@@ -101,14 +101,14 @@ def _awake() -> None:
 
 def _run_within(engine: Engine, run: Callable[[], None]) -> None:
     """Run something while a request is running, which has everything back afterwards."""
-    running, output = engine._running, engine.shell.output
+    running, output = engine.tasks.running, engine.shell.output
     for drain in engine._drain:
         drain()  # what was printed until now is the other one's
     engine.shell.output = None
     try:
         run()
     finally:
-        engine._running, engine.shell.output = running, output
+        engine.tasks.running, engine.shell.output = running, output
         engine._interruptible = True
         if engine.own_process:
             signal.signal(signal.SIGINT, signal.default_int_handler)

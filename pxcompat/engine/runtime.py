@@ -14,48 +14,33 @@ import sys
 import threading
 import time
 import types
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .. import serialize
-from ..protocol import Frames, OutputEvent, Reply, Request
+from ..protocol import Frames, Reply, Request
 from ..serialize.pickling import loads_function
 from . import comms, output_of_thread, set_current
 from .counting import counted
 from .failure import describe_failure
 from .interrupts import repeated
-from .journal import Journal
 from .output import Flusher, RequestOutput, Stream, routed
-from .records import Record, Records, copied
+from .records import copied
 from .shell import EngineShell, make_shell, run_startup_files
+from .tasks import Origin, Task, Tasks
 
 if TYPE_CHECKING:
     from .console import Console
 
-__all__ = ["Admitted", "Engine", "Origin"]
+__all__ = ["Admitted", "Engine"]
 
 log = logging.getLogger("pxcompat.engine")
 
-#: ids of requests to refuse when they arrive, because they were cancelled before
-REFUSED_LIMIT = 100_000
-#: ids of requests that clients wait for and that are not here
-EXPECTED_LIMIT = 10_000
-#: clients whose failures are counted
+#: the latest clients that left, of which an engine knows that they did
 CLIENTS_LIMIT = 10_000
-
-
-class Origin(Protocol):
-    """Where a request came from and its output and reply go.  Thread-safe, never blocks."""
-
-    def started(self, msg_id: str) -> None: ...
-
-    def output(self, msg_id: str, event: OutputEvent) -> None: ...
-
-    def reply(self, reply: Reply) -> None: ...
-
 
 #: ``signal.signal`` without the enums that it makes of its arguments and result: each request
 #: has it called twice
@@ -66,22 +51,8 @@ def _nothing_to_interrupt(signum: int, frame: types.FrameType | None) -> None:
     """The handler of SIGINT between requests: an interrupt is for user code."""
 
 
-class _Task:
-    """A request between its arrival and its reply."""
-
-    __slots__ = ("announced", "origins", "record", "request", "state")
-
-    def __init__(self, request: Request, origin: Origin, record: Record) -> None:
-        self.request = request
-        #: whether it is known of, but still on its way
-        self.announced = False
-        self.origins = [origin]
-        self.record = record
-        self.state = "queued"  # then "running"; or "done" at once, when cancelled
-
-
 #: the msg_id of a request that was taken on, and its task unless it was refused
-Admitted = tuple[str, "_Task | None"]
+Admitted = tuple[str, "Task | None"]
 
 
 class Engine:
@@ -113,24 +84,16 @@ class Engine:
         self.shell: EngineShell = make_shell(is_main=own_process)
         if own_process:
             comms.install(self)
-        self._queue: queue.SimpleQueue[_Task | Callable[[], None] | None] = queue.SimpleQueue()
+        #: what it was asked to do
+        self.tasks = Tasks(key, max_records, max_bytes)
+        self._queue: queue.SimpleQueue[Task | Callable[[], None] | None] = queue.SimpleQueue()
         #: what came while nested requests alone could run (see ``nested``), first in turn now
-        self._deferred: deque[_Task | Callable[[], None] | None] = deque()
-        self._lock = threading.Lock()
-        self._tasks: dict[str, _Task] = {}
-        self._records = Records(max_records, max_bytes)
-        self._refused: OrderedDict[str, None] = OrderedDict()
-        self._expected: OrderedDict[str, list[Origin]] = OrderedDict()
-        #: by client: how many of its executes failed that abort what is queued behind them
-        self._failures: OrderedDict[Any, int] = OrderedDict()
-        #: what was done lately, for whoever looks
-        self.journal = Journal()
-        self._completed = 0
-        self._running: _Task | None = None
+        self._deferred: deque[Task | Callable[[], None] | None] = deque()
         #: whether something runs that is no request
         self._calling = False
         self._interruptible = False
-        self._thread_id: int | None = None
+        #: where requests run
+        self.thread_id: int | None = None
         self._flusher = Flusher()
         self._drain: list[Callable[[], None]] = []
         #: copies what a request returned, to where the backend wants it
@@ -158,20 +121,20 @@ class Engine:
 
     def submit(self, request: Request, origin: Origin) -> None:
         """Queue a request.  Thread-safe."""
-        task = self._admit(request, origin)
+        task = self.tasks.admit(request, origin)
         if task is not None:
             self._queue.put(task)
 
     def run_now(self, request: Request, origin: Origin) -> None:
         """Run a request whose turn the backend has decided; on the engine's thread."""
-        task = self._admit(request, origin)
+        task = self.tasks.admit(request, origin)
         if task is not None:
             origin.started(request.msg_id)
             self._run(task)
 
     def admit(self, requests: Sequence[Request], origin: Origin) -> list[Admitted]:
         """Take on requests, as queued, that :meth:`run_batch` is to run.  Thread-safe."""
-        return [(request.msg_id, self._admit(request, origin)) for request in requests]
+        return [(request.msg_id, self.tasks.admit(request, origin)) for request in requests]
 
     def run_batch(self, admitted: Sequence[Admitted], before: Callable[[str], None]) -> None:
         """Run what was admitted, one after the other; on the engine's thread.
@@ -183,110 +146,14 @@ class Engine:
             if task is not None:
                 self._run(task, before)
 
-    def give_back(self, msg_ids: Sequence[str], *, coming: bool = False) -> list[str]:
-        """Let go of requests that have not begun, for others to run.  Thread-safe.
-
-        Parameters
-        ----------
-        coming : bool
-            Also those that are not here yet: they are refused, once, when they come.
-
-        Returns
-        -------
-        list of str
-            Those that will not run here.
-        """
-        given = []
-        with self._lock:
-            for msg_id in msg_ids:
-                task = self._tasks.get(msg_id)
-                if task is None:
-                    if not coming or msg_id in self._records:
-                        continue
-                    self._refuse(msg_id)
-                elif task.state != "queued" or (coming and not task.announced):
-                    continue  # the next to begin, where the backend keeps those that wait
-                else:
-                    if task.announced:
-                        self._refuse(msg_id)
-                    task.state = "done"
-                    del self._tasks[msg_id]
-                    self._records.drop(msg_id)
-                    if task.origins[1:]:  # other clients, who wait for it wherever it goes
-                        self._expected[msg_id] = task.origins[1:]
-                given.append(msg_id)
-        return given
-
-    def _refuse(self, msg_id: str) -> None:
-        """Have a request answered with "aborted" when it comes."""
-        self._refused[msg_id] = None
-        while len(self._refused) > REFUSED_LIMIT:
-            self._refused.popitem(last=False)
-
     @property
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
-        return not (self._tasks or self._calling or self._deferred) and self._queue.empty()
-
-    @property
-    def running(self) -> str | None:
-        """The msg_id of what runs."""
-        task = self._running
-        return None if task is None else task.request.msg_id
-
-    @property
-    def running_for(self) -> float:
-        """Seconds since what runs began; 0 when nothing does."""
-        task = self._running
-        return 0.0 if task is None else time.time() - (task.record.started or time.time())
-
-    def _admit(self, request: Request, origin: Origin) -> _Task | None:
-        """Take a request on, or answer one that was cancelled before it came."""
-        msg_id = request.msg_id
-        with self._lock:
-            task = self._tasks.get(msg_id)
-            if msg_id in self._refused:
-                del self._refused[msg_id]  # it may be sent again
-                task = None
-            elif task is not None:  # announced before
-                task.announced = False
-                task.request = task.record.request = request
-                task.origins[0] = origin
-            else:
-                task = self._enlist(request, origin)
-        if task is None:
-            origin.reply(Reply(msg_id, "aborted", self.key))
-        return task
-
-    def _enlist(self, request: Request, origin: Origin) -> _Task:
-        record = Record(request)
-        task = self._tasks[request.msg_id] = _Task(request, origin, record)
-        task.origins += self._expected.pop(request.msg_id, ())
-        self._records.add(record)
-        return task
-
-    def announce(self, requests: Sequence[Request], origin: Origin) -> None:
-        """Take note of requests that wait for this engine where the backend keeps them.
-
-        They count as queued, and can be cancelled.  What has been here already is not
-        noted again.  Thread-safe.
-        """
-        with self._lock:
-            for request in requests:
-                if request.msg_id not in self._records and request.msg_id not in self._refused:
-                    self._enlist(request, origin).announced = True
-
-    def forget_announced(self, client: str) -> None:
-        """Take back what :meth:`announce` noted of a client that is gone."""
-        with self._lock:
-            for msg_id, task in list(self._tasks.items()):
-                if task.announced and task.request.header.get("client") == client:
-                    del self._tasks[msg_id]
-                    self._records.drop(msg_id)
+        return not (self.tasks or self._calling or self._deferred) and self._queue.empty()
 
     def hold(self, things: dict[str, tuple[Any, Any]], token: str, thing: Any) -> None:
         """Keep something that the client whose request runs is to see to, unless it has left."""
-        running = self._running
+        running = self.tasks.running
         client = None if running is None else running.request.header.get("client")
         if client not in self._gone:
             things[token] = (client, thing)
@@ -294,7 +161,7 @@ class Engine:
     def forget_client(self, client: str) -> None:
         """Let go of what a client that is gone was to see to.  Thread-safe."""
         self._gone.append(client)
-        self.forget_announced(client)
+        self.tasks.forget_announced(client)
         for things in (self.unsettled, self.aside):
             for token, (holder, _) in list(things.items()):
                 if holder == client:
@@ -322,11 +189,11 @@ class Engine:
             while (item := self._next(block=False)) is not None:
                 self._take(item)
 
-    def _next(self, block: bool = True) -> _Task | Callable[[], None] | None:
+    def _next(self, block: bool = True) -> Task | Callable[[], None] | None:
         return self._deferred.popleft() if self._deferred else self._queue.get(block)
 
-    def _take(self, item: _Task | Callable[[], None]) -> None:
-        if isinstance(item, _Task):
+    def _take(self, item: Task | Callable[[], None]) -> None:
+        if isinstance(item, Task):
             self._run(item)
         else:
             self._call(item)
@@ -337,7 +204,7 @@ class Engine:
 
         For backends that call :meth:`run_now` instead of :meth:`run`.
         """
-        self._thread_id = threading.get_ident()
+        self.thread_id = threading.get_ident()
         set_current(self, process=self.own_process)
         # IPython's builtins, such as ``display``: where nobody else is, once for all requests
         builtins = self.shell.builtin_trap if self.own_process else contextlib.nullcontext()
@@ -371,7 +238,7 @@ class Engine:
         sys.stderr = Stream("stderr", self._output, logs["stderr"])
         signal.signal(signal.SIGINT, _nothing_to_interrupt)
         try:
-            with repeated(lambda: self._running):
+            with repeated(lambda: self.tasks.running):
                 yield
         finally:
             sys.stdout, sys.stderr, handler = before
@@ -408,23 +275,13 @@ class Engine:
         finally:
             self._calling = False
 
-    def _run(self, task: _Task, before: Callable[[str], None] | None = None) -> None:
-        with self._lock:
-            if task.state != "queued":
-                return
-            request = task.request
-            failures = self._failures.get(request.header.get("client"), 0)
-            late = request.kind == "execute" and request.header.get("heard", 0) < failures
-            if not late:
-                task.state = "running"
-                task.record.started = time.time()
-                self._running = task
-        if late:  # sent in the belief that what came before it would do well
-            self._finish(task, Reply(request.msg_id, "aborted", self.key))
+    def _run(self, task: Task, before: Callable[[str], None] | None = None) -> None:
+        if not self.tasks.begin(task):
             return
+        request = task.request
         if before is not None:
             before(request.msg_id)
-        output = RequestOutput(lambda event: self._tell_output(task, event), self._flusher)
+        output = RequestOutput(partial(self.tasks.say, task), self._flusher)
         self.shell.output = output
         reply = Reply(request.msg_id, "ok", self.key)
         try:
@@ -451,39 +308,8 @@ class Engine:
         reply.started = task.record.started
         reply.completed = time.time()
         if reply.status == "error" and request.kind == "execute" and not request.content["silent"]:
-            reply.content["failures"] = self._count_failure(request.header.get("client"))
-        self._finish(task, reply)
-
-    def _count_failure(self, client: Any) -> int:
-        """Count a failure that aborts the client's executes until it has heard of it."""
-        with self._lock:
-            count = self._failures[client] = self._failures.pop(client, 0) + 1
-            while len(self._failures) > CLIENTS_LIMIT:
-                self._failures.popitem(last=False)
-        return count
-
-    def _finish(self, task: _Task, reply: Reply) -> None:
-        with self._lock:
-            task.state = "done"
-            task.record.reply = reply
-            # before the reply: who has it may look at once for the call that it was
-            self.journal.note(task.request, reply)
-            origins = list(task.origins)
-            self._tasks.pop(task.request.msg_id, None)
-            self._running = None
-        for origin in origins:
-            origin.reply(reply)
-        with self._lock:  # after the reply: nobody waits for this
-            self._completed += 1
-            task.record.forget_large_arguments()
-            self._records.finish(task.record)
-
-    def _tell_output(self, task: _Task, event: OutputEvent) -> None:
-        with self._lock:
-            task.record.add(event)
-            origins = list(task.origins)
-        for origin in origins:
-            origin.output(task.request.msg_id, event)
+            reply.content["failures"] = self.tasks.count_failure(request.header.get("client"))
+        self.tasks.finish(task, reply)
 
     # -- running one -----------------------------------------------------------
 
@@ -577,150 +403,10 @@ class Engine:
         """Interrupt what runs, from another thread, where there is no signal to do it."""
         import ctypes
 
-        if self._interruptible and self._thread_id is not None:
-            thread = ctypes.c_ulong(self._thread_id)
+        if self._interruptible and self.thread_id is not None:
+            thread = ctypes.c_ulong(self.thread_id)
             error = ctypes.py_object(KeyboardInterrupt)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
-
-    # -- questions, answered while a request runs --------------------------------
-
-    def cancel(self, msg_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Keep requests from running; those that are not here yet, too.
-
-        Returns
-        -------
-        dict
-            ``cancelled``: were queued here and have their reply; ``refused``: are not here
-            and would be refused; ``running`` and ``done``: it is too late for them.
-        """
-        answer: dict[str, list[str]] = {"cancelled": [], "refused": [], "running": [], "done": []}
-        cancelled = []
-        with self._lock:
-            for msg_id in msg_ids:
-                task = self._tasks.get(msg_id)
-                if task is not None and task.state == "queued":
-                    task.state = "done"
-                    cancelled.append(task)
-                    if task.announced:
-                        self._refuse(msg_id)
-                    answer["cancelled"].append(msg_id)
-                elif task is not None:
-                    answer["running"].append(msg_id)
-                elif msg_id in self._records:
-                    answer["done"].append(msg_id)
-                else:
-                    self._refuse(msg_id)
-                    answer["refused"].append(msg_id)
-        for task in cancelled:
-            self._finish(task, Reply(task.request.msg_id, "aborted", self.key))
-        return answer
-
-    def status(self) -> dict[str, Any]:
-        """How busy the engine is: ids of queued requests and of the running one, and the
-        number of completed ones."""
-        with self._lock:
-            tasks = list(self._tasks.values())
-            return {
-                "completed": self._completed,
-                "queue": [t.request.msg_id for t in tasks if not t.request.header.get("balanced")],
-                "tasks": [t.request.msg_id for t in tasks if t.request.header.get("balanced")],
-                "running": self._running.request.msg_id if self._running else None,
-            }
-
-    def activity(self, since: int = 0) -> dict[str, Any]:
-        """What a person who looks wants to know: what runs, what waits, what was done.
-
-        Parameters
-        ----------
-        since : int
-            The calls that the journal counted until then are known.
-
-        Returns
-        -------
-        dict
-            ``running``: name and start of what runs, or None; ``queue``: names of what waits;
-            ``direct``: of what waits and runs, what no scheduler placed; ``index``, ``calls`` and
-            ``totals``: the journal's; ``thread``: where calls run.
-        """
-        with self._lock:
-            running = self._running
-            waiting = [t.request for t in self._tasks.values() if t.state == "queued"]
-            return {
-                "running": None
-                if running is None
-                else (running.request.name, running.record.started),
-                "queue": [request.name for request in waiting],
-                "direct": (
-                    [r.name for r in waiting if not r.header.get("balanced")],
-                    []
-                    if running is None or running.request.header.get("balanced")
-                    else [running.request.name],
-                ),
-                "index": self.journal.index,
-                "calls": self.journal.since(since),
-                "totals": self.journal.totals(),
-                "thread": self._thread_id,
-            }
-
-    def query(
-        self, query: Mapping[str, Any], keys: Sequence[str] | None = None
-    ) -> list[dict[str, Any]]:
-        """Records that match a query in ``db_query``'s style, or those of their ``keys``."""
-        with self._lock:
-            return self._records.query(query, self.key, keys)
-
-    def purge(self, msg_ids: Sequence[str] | None) -> int:
-        """Forget finished requests, all when None; how many."""
-        with self._lock:
-            return self._records.purge(msg_ids)
-
-    def attach(self, msg_id: str, origin: Origin) -> dict[str, Any] | None:
-        """Send a request's output until now, and its reply or what is still to come, to
-        another client.
-
-        Returns
-        -------
-        dict or None
-            Its record; None when the request is not here (yet: the client will be told if it
-            comes).
-        """
-        with self._lock:
-            record = self._records.get(msg_id)
-            if record is None:
-                waiting = self._expected.setdefault(msg_id, [])
-                if origin not in waiting:
-                    waiting.append(origin)
-                if len(self._expected) > EXPECTED_LIMIT:
-                    self._expected.popitem(last=False)
-                return None
-            events, reply = list(record.events), record.reply
-            if reply is None:
-                self._tasks[msg_id].origins.append(origin)
-            description = record.describe(self.key)
-            # under the lock, so that what comes next comes after
-            for number, event in enumerate(events):
-                if reply is not None:  # not all was remembered, or counted
-                    event = OutputEvent(number, event.type, event.content)
-                origin.output(msg_id, event)
-        if reply is not None:
-            if reply.outputs != len(events):
-                reply = Reply(**{n: getattr(reply, n) for n in reply.__dataclass_fields__})
-                reply.outputs = len(events)
-            origin.reply(reply)
-        return description
-
-    def recall(self, msg_id: str) -> Request | None:
-        """A remembered request, to run it again."""
-        with self._lock:
-            record = self._records.get(msg_id)
-            return record.request if record else None
-
-    def resubmitted(self, msg_id: str, again: str) -> None:
-        """Note under which msg_id a request was run again."""
-        with self._lock:
-            record = self._records.get(msg_id)
-            if record is not None:
-                record.resubmitted = again
 
     def describe(self) -> dict[str, Any]:
         """What a registry wants to know: ``key``, ``pid``, ``host``, ``own_process``."""

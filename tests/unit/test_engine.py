@@ -372,9 +372,9 @@ def test_other_failures_abort_nothing(on, how):
 
 def test_a_queued_request_can_be_cancelled_and_never_runs(on):
     go_on = on.hold()
-    holding = on.engine.status()["running"]
+    holding = on.engine.tasks.status()["running"]
     queued = on.execute("ran = 1")
-    answer = on.engine.cancel([queued, holding, "me_later"])
+    answer = on.engine.tasks.cancel([queued, holding, "me_later"])
     assert answer == {
         "cancelled": [queued],
         "refused": ["me_later"],
@@ -385,7 +385,7 @@ def test_a_queued_request_can_be_cancelled_and_never_runs(on):
     assert on.me.wait(queued).status == "aborted"
     go_on.set()
     on.me.wait(holding)
-    assert on.engine.cancel([holding, queued])["done"] == [holding, queued]
+    assert on.engine.tasks.cancel([holding, queued])["done"] == [holding, queued]
     on.value(on.apply("def f(): return 1"))
     assert "ran" not in on.names
     assert on.me.replied().count(queued) == 1
@@ -395,12 +395,12 @@ def test_what_is_on_its_way_can_be_given_back_and_is_refused_once(on):
     coming, announced = (
         on.request("execute", content={"code": "1", "silent": True}) for _ in range(2)
     )
-    on.engine.announce([announced], on.me)
+    on.engine.tasks.announce([announced], on.me)
     done = on.execute("1", silent=True)
     on.me.wait(done)
     ids = [coming.msg_id, announced.msg_id]
-    assert on.engine.give_back([done, *ids], coming=True) == ids
-    assert on.engine.status()["queue"] == []
+    assert on.engine.tasks.give_back([done, *ids], coming=True) == ids
+    assert on.engine.tasks.status()["queue"] == []
     for request in (coming, announced):
         on.engine.submit(request, on.me)
         assert on.me.wait(request.msg_id).status == "aborted"
@@ -414,28 +414,28 @@ def test_what_is_announced_counts_as_queued_and_can_be_cancelled(on):
         on.request("execute", content={"code": f"{name} = 1", "silent": False})
         for name in ("came", "never")
     )
-    on.engine.announce([coming, cancelled], on.me)
-    assert on.engine.status()["queue"] == [coming.msg_id, cancelled.msg_id]
-    assert on.engine.cancel([cancelled.msg_id])["cancelled"] == [cancelled.msg_id]
+    on.engine.tasks.announce([coming, cancelled], on.me)
+    assert on.engine.tasks.status()["queue"] == [coming.msg_id, cancelled.msg_id]
+    assert on.engine.tasks.cancel([cancelled.msg_id])["cancelled"] == [cancelled.msg_id]
     for request in (coming, cancelled):
         on.engine.submit(request, on.me)
     assert on.me.wait(coming.msg_id).status == "ok"
     assert on.me.wait(cancelled.msg_id).status == "aborted"
     # late news change nothing
-    on.engine.announce([coming, cancelled], on.me)
-    assert on.engine.status()["queue"] == []
+    on.engine.tasks.announce([coming, cancelled], on.me)
+    assert on.engine.tasks.status()["queue"] == []
     assert "came" in on.names and "never" not in on.names
 
 
 def test_what_a_client_announced_goes_with_it(on):
     theirs = on.request("execute", "them", content={"code": "1", "silent": True})
     ours = on.request("execute", content={"code": "1", "silent": True})
-    on.engine.announce([theirs, ours], on.me)
-    on.engine.forget_announced("them")
-    assert on.engine.status()["queue"] == [ours.msg_id]
-    assert on.engine.query({"msg_id": theirs.msg_id}) == []
-    on.engine.forget_announced("me")
-    assert on.engine.status()["queue"] == []
+    on.engine.tasks.announce([theirs, ours], on.me)
+    on.engine.tasks.forget_announced("them")
+    assert on.engine.tasks.status()["queue"] == [ours.msg_id]
+    assert on.engine.tasks.query({"msg_id": theirs.msg_id}) == []
+    on.engine.tasks.forget_announced("me")
+    assert on.engine.tasks.status()["queue"] == []
 
 
 def test_what_a_client_was_to_see_to_goes_with_it(on):
@@ -456,7 +456,7 @@ def test_what_a_client_was_to_see_to_goes_with_it(on):
 
 def test_what_is_cancelled_before_it_comes_is_refused(on):
     request = on.request("execute", content={"code": "ran = 1", "silent": False})
-    on.engine.cancel([request.msg_id])
+    on.engine.tasks.cancel([request.msg_id])
     on.engine.submit(request, on.me)
     assert on.me.wait(request.msg_id).status == "aborted"
     on.value(on.apply("def f(): return 1"))
@@ -488,26 +488,26 @@ def test_an_idle_engine_cannot_be_interrupted(on):
 
 def test_status(on):
     go_on = on.hold()
-    before = on.engine.status()
+    before = on.engine.tasks.status()
     queued = on.execute("1")
     placed = on.request("execute", content={"code": "1", "silent": True})
     placed.header["balanced"] = True
     on.engine.submit(placed, on.me)
-    status = on.engine.status()
+    status = on.engine.tasks.status()
     assert status["queue"] == [before["running"], queued]
     assert status["tasks"] == [placed.msg_id]
     go_on.set()
     on.me.wait(placed.msg_id)
     on.value(on.apply("def f(): return 1"))
-    assert on.engine.status()["queue"] == []
-    assert on.engine.status()["completed"] >= before["completed"] + 3
+    assert on.engine.tasks.status()["queue"] == []
+    assert on.engine.tasks.status()["completed"] >= before["completed"] + 3
 
 
 def test_attaching_to_what_is_done(on):
     msg_id = on.execute("show(1)\n2")
     on.me.wait(msg_id)
     other = Recorder()
-    record = on.engine.attach(msg_id, other)
+    record = on.engine.tasks.attach(msg_id, other)
     assert record["msg_id"] == msg_id
     assert other.said == [said for said in on.me.said if said[0] == msg_id]
 
@@ -520,7 +520,7 @@ def test_what_comes_after_the_end_is_not_counted(on):
     on.names["output"].emit("display_data", {"data": {}})
     assert [event.seq for event in on.me.outputs(msg_id)] == [0, 1, 2, -1, -1]
     other = Recorder()
-    on.engine.attach(msg_id, other)
+    on.engine.tasks.attach(msg_id, other)
     assert [(event.seq, event.type) for event in other.outputs(msg_id)] == [
         (number, "display_data") for number in range(3)
     ]
@@ -533,7 +533,7 @@ def test_attaching_to_what_runs(on):
     msg_id = on.execute("show(1)\ndisplayed.set()\nassert go_on.wait(10)\nshow(2)")
     assert displayed.wait(PATIENCE)
     other = Recorder()
-    assert on.engine.attach(msg_id, other)["status"] == "running"
+    assert on.engine.tasks.attach(msg_id, other)["status"] == "running"
     assert [event.seq for event in other.outputs(msg_id)] == [0]
     go_on.set()
     assert other.wait(msg_id).status == "ok"
@@ -544,8 +544,8 @@ def test_attaching_to_what_runs(on):
 def test_attaching_to_what_is_yet_to_come(on):
     request = on.request("execute", content={"code": "1", "silent": False})
     other = Recorder()
-    assert on.engine.attach(request.msg_id, other) is None
-    assert on.engine.attach(request.msg_id, other) is None
+    assert on.engine.tasks.attach(request.msg_id, other) is None
+    assert on.engine.tasks.attach(request.msg_id, other) is None
     on.engine.submit(request, on.me)
     on.me.wait(request.msg_id)
     other.wait(request.msg_id)
@@ -557,7 +557,7 @@ def test_attaching_when_not_all_output_was_remembered(on, monkeypatch):
     msg_id = on.execute("show('a' * 1000)")
     assert on.me.wait(msg_id).outputs == 1
     other = Recorder()
-    on.engine.attach(msg_id, other)
+    on.engine.tasks.attach(msg_id, other)
     # nobody is to wait for what will not come
     assert other.wait(msg_id).outputs == 0
 
@@ -565,14 +565,14 @@ def test_attaching_when_not_all_output_was_remembered(on, monkeypatch):
 def test_recalling_and_purging(on):
     small, large = on.apply("def f(a): pass", 1), on.apply("def f(a): pass", bytes(2 << 20))
     on.me.wait(on.apply("def f(): pass"))
-    assert serialize.loads(on.engine.recall(small).arguments) == ((1,), {})
-    assert on.engine.recall(large).arguments is None
-    assert on.engine.recall("unknown") is None
-    rows = on.engine.query({"msg_id": {"$in": [small, large]}})
+    assert serialize.loads(on.engine.tasks.recall(small).arguments) == ((1,), {})
+    assert on.engine.tasks.recall(large).arguments is None
+    assert on.engine.tasks.recall("unknown") is None
+    rows = on.engine.tasks.query({"msg_id": {"$in": [small, large]}})
     assert [row["status"] for row in rows] == ["ok", "ok"]
-    assert on.engine.purge([small]) == 1
-    assert on.engine.recall(small) is None
-    assert on.engine.query({"msg_id": small}) == []
+    assert on.engine.tasks.purge([small]) == 1
+    assert on.engine.tasks.recall(small) is None
+    assert on.engine.tasks.query({"msg_id": small}) == []
 
 
 def test_what_the_scheduler_places_is_announced(on):
@@ -593,7 +593,7 @@ def test_an_engine_remembers_within_bounds():
         sent = [driver.execute("1", silent=True) for _ in range(6)]
         driver.me.wait(sent[-1])
         driver.value(driver.apply("def f(): return 1"))
-        ids = [row["msg_id"] for row in driver.engine.query({})]
+        ids = [row["msg_id"] for row in driver.engine.tasks.query({})]
         assert sent[0] not in ids and len(ids) <= 4
         assert set(driver.engine.describe()) == {"key", "pid", "host", "own_process"}
     finally:

@@ -120,7 +120,7 @@ def test_a_deferred_request_can_be_cancelled(on):
     waiting = on.wait_for(done)
     deferred = on.apply("def f(): return 1")
     on.me.wait(on.send_nested("def f(): return 1"))  # the other one has been put aside
-    assert on.engine.cancel([deferred])["cancelled"] == [deferred]
+    assert on.engine.tasks.cancel([deferred])["cancelled"] == [deferred]
     done.set_result(None)
     on.value(waiting)
     assert on.me.wait(deferred).status == "aborted"
