@@ -82,7 +82,7 @@ class Placer:
             free = sorted(
                 (load, (index - count) % len(engines), index)
                 for index, engine in enumerate(engines)
-                if (load := backend.load(engine)) < room and not backend.stuck(engine)
+                if (load := engine.load) < room and not engine.stuck
             )
             # few are shared out evenly
             share = -(-len(self._waiting) // len(free)) if free else 0
@@ -126,21 +126,20 @@ class Placer:
 
     def take_back(self) -> bool:
         """Take back what waits behind calls that take long; whether engines have any calls."""
-        backend = self._backend
-        engines = backend.engines()
-        stuck = [engine for engine in engines if backend.stuck(engine)]
+        engines = self._backend.engines()
+        stuck = [engine for engine in engines if engine.stuck]
         if len(stuck) == len(engines):
             stuck = []  # nobody else could run it now
         for engine in stuck:
             key = engine.info.key
-            behind = backend.unanswered(engine)[1:]  # the first of all is what it is at
+            behind = engine.unanswered()[1:]  # the first of all is what it is at
             with self._lock:
                 behind = [m for m in behind if m in self._placed and self._placed[m][0] == key]
             # not those that it was asked for before: an answer that it has one no more would take
             # back that it refuses it
             behind = [m for m in behind if m not in engine.released]
             if behind:
-                released = backend.take_back(engine, behind)
+                released = engine.take_back(behind)
                 released.add_done_callback(functools.partial(self._taken_back, key))
         return bool(self._placed)
 

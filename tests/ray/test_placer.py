@@ -11,8 +11,32 @@ from pxcompat.backends.ray.outbox import Pace
 from pxcompat.protocol import Reply, Request
 
 
+class _Peer:
+    """One of two engines."""
+
+    def __init__(self, key: str) -> None:
+        self.info = SimpleNamespace(key=key)
+        self.has: list[str] = []
+        self.stuck = False
+        self.released: set[str] = set()
+        self.asked: list[tuple[list[str], Future[list[str]]]] = []
+
+    @property
+    def load(self) -> int:
+        return len(self.has)
+
+    def unanswered(self) -> list[str]:
+        return list(self.has)
+
+    def take_back(self, msg_ids: list[str]) -> Future[list[str]]:
+        released: Future[list[str]] = Future()
+        self.released.update(msg_ids)
+        self.asked.append((list(msg_ids), released))
+        return released
+
+
 class _Backend:
-    """Of a client with two engines; ``slow`` is the key of one that is at one request for long."""
+    """Of a client with two engines."""
 
     capabilities = SimpleNamespace(grows=False)
     sink = SimpleNamespace(started=lambda msg_id, key: None)
@@ -20,49 +44,30 @@ class _Backend:
     def __init__(self) -> None:
         self.pace = Pace()
         self.pace.note("px:apply:f", Reply("c_0", "ok", "a", 10.0, 10.0))
-        self.slow = ""
-        self.has: dict[str, list[str]] = {"a": [], "b": []}
-        self.asked: list[tuple[list[str], Future[list[str]]]] = []
-        self._engines = [
-            SimpleNamespace(info=SimpleNamespace(key=key), released=set()) for key in self.has
-        ]
+        self.peers = {"a": _Peer("a"), "b": _Peer("b")}
 
     def engines(self) -> list[Any]:
-        return self._engines
-
-    def load(self, engine: Any) -> int:
-        return len(self.has[engine.info.key])
-
-    def stuck(self, engine: Any) -> bool:
-        return bool(engine.info.key == self.slow)
-
-    def unanswered(self, engine: Any) -> list[str]:
-        return list(self.has[engine.info.key])
+        return list(self.peers.values())
 
     def send(self, key: str, requests: list[Request]) -> None:
-        self.has[key] += [request.msg_id for request in requests]
-
-    def take_back(self, engine: Any, msg_ids: list[str]) -> Future[list[str]]:
-        released: Future[list[str]] = Future()
-        engine.released.update(msg_ids)
-        self.asked.append((list(msg_ids), released))
-        return released
+        self.peers[key].has += [request.msg_id for request in requests]
 
 
 def test_an_engine_is_asked_once_to_give_a_call_back():
     # asked again it may say that it has it no more, and then its refusal, still on its way, would
     # look like that of a call that somebody cancelled
     backend = _Backend()
+    engine = backend.peers["a"]
     placer = Placer(backend)  # type: ignore[arg-type]
     requests = [Request(f"c_{n}", "apply", "f", {}, [b"f"], [b"x"], {}) for n in range(3)]
     placer.submit(requests, ["a"])
-    assert backend.has["a"] == ["c_0", "c_1", "c_2"]
-    backend.slow = "a"
+    assert engine.has == ["c_0", "c_1", "c_2"]
+    engine.stuck = True
     placer.take_back()
     placer.take_back()
-    assert [ids for ids, _ in backend.asked] == [["c_1", "c_2"]]
+    assert [ids for ids, _ in engine.asked] == [["c_1", "c_2"]]
     # what it did not give back can be asked for again
-    backend.engines()[0].released.clear()
-    backend.asked[0][1].set_result([])
+    engine.released.clear()
+    engine.asked[0][1].set_result([])
     placer.take_back()
-    assert [ids for ids, _ in backend.asked] == [["c_1", "c_2"]] * 2
+    assert [ids for ids, _ in engine.asked] == [["c_1", "c_2"]] * 2
