@@ -484,7 +484,7 @@ class RayBackend:
         if self._session is None:
             return
         if not self._thread.is_alive():
-            self._session.leave()
+            self._leave()
             return
         self._placer.close()
         for peer in self.engines():
@@ -511,11 +511,16 @@ class RayBackend:
             return
         self._ended.set()
         self._announcer.stop()
-        with contextlib.suppress(EngineError), self.connected():
-            goodbye = self.registry.goodbye.remote(self.sink.session)
-            if self.adopted:  # if we were the last, all that is ours goes before we do
-                ray.wait([goodbye], timeout=LEAVING)
+        self._leave()
         self._events.put(None)
         self._peers.clear()
+
+    def _leave(self) -> None:
+        """Say goodbye, if we have come so far, and let go of the connection."""
+        if self.registry is not None:
+            with contextlib.suppress(EngineError), self.connected():
+                goodbye = self.registry.goodbye.remote(self.sink.session)
+                if self.adopted:  # if we were the last, all that is ours goes before we do
+                    ray.wait([goodbye], timeout=LEAVING)
         assert self._session is not None
         self._session.leave()

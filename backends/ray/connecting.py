@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from .order import PATIENCE, registry_order
 from .session import Session
 
 __all__ = ["greet", "populate"]
+
+log = logging.getLogger("pxcompat.ray")
 
 #: seconds beyond an engine's own for the registry to say what became of it
 STARTING = 3
@@ -76,18 +79,25 @@ def _hello(
 ) -> list[tuple[Any, ...]]:
     """Introduce a client to a registry, of the same version of the package."""
     version = found.version.remote() if hasattr(found, "version") else None
+    known: Any = None
     try:
-        known = found.hello.remote(client)
-    except TypeError:  # one with another signature
-        known = None
-    theirs = "an older one" if version is None else ray.get(version, timeout=timeout)
-    if known is None or theirs != pxcompat.__version__:
-        raise BackendError(
-            f"the engines on the Ray cluster at {info['address']} are of another pxcompat: "
-            f"{theirs} there, {pxcompat.__version__} here. Install the same one, or stop those "
-            "engines, and start others, with this one"
-        )
-    return list(ray.get(known, timeout=timeout))
+        # we own what our staying returns: of that Ray tells the registry when we are dead
+        known = found.hello.remote(client, [found.stay.remote(client)])
+    except (AttributeError, TypeError):
+        log.debug("the registry has other methods")
+    try:
+        theirs = "an older one" if version is None else ray.get(version, timeout=timeout)
+        if known is None or theirs != pxcompat.__version__:
+            raise BackendError(
+                f"the engines on the Ray cluster at {info['address']} are of another pxcompat: "
+                f"{theirs} there, {pxcompat.__version__} here. Install the same one, or stop those "
+                "engines, and start others, with this one"
+            )
+        return list(ray.get(known, timeout=timeout))
+    except BaseException:
+        if hasattr(found, "goodbye"):
+            found.goodbye.remote(client)
+        raise
 
 
 def _create_registry(adopt: Mapping[str, Any], namespace: str) -> Any:

@@ -1,4 +1,4 @@
-"""What waits for a client until it asks, and whether it still does."""
+"""What waits for a client until it asks; signs of life."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Box:
         self.messages: deque[tuple[Any, ...]] = deque()
         self.nbytes = 0
         self.changed = asyncio.Condition()
-        self.alive = Sign()
+        self.closed = asyncio.Event()
         #: ids of its requests that no engine has yet
         self.unassigned: list[str] = []
 
@@ -53,35 +53,32 @@ class Mail:
     def __bool__(self) -> bool:
         return bool(self._boxes)
 
-    def open(self, session: str) -> None:
-        """A client comes."""
-        self._boxes[session] = _Box()
+    async def keep(self, session: str) -> None:
+        """Have a box for a client that comes, until that is closed."""
+        box = self._boxes[session] = _Box()
+        await box.closed.wait()
 
     async def close(self, session: str) -> bool:
         """A client is gone; whether it was there."""
         box = self._boxes.pop(session, None)
         if box is None:
             return False
+        box.closed.set()
         async with box.changed:
             box.changed.notify_all()
         return True
-
-    def silent(self, seconds: float) -> list[str]:
-        """Clients that have not asked for so long."""
-        return [session for session, box in self._boxes.items() if box.alive.silent(seconds)]
 
     async def take(self, session: str) -> list[tuple[Any, ...]] | None:
         """A client's mail, once there is some; None when we do not know the client (any more)."""
         box = self._boxes.get(session)
         if box is None:
             return None
-        with box.alive:
-            async with box.changed:
-                await box.changed.wait_for(lambda: box.messages or session not in self._boxes)
-                mail = list(box.messages)
-                box.messages.clear()
-                box.nbytes = 0
-                box.changed.notify_all()
+        async with box.changed:
+            await box.changed.wait_for(lambda: box.messages or session not in self._boxes)
+            mail = list(box.messages)
+            box.messages.clear()
+            box.nbytes = 0
+            box.changed.notify_all()
         return mail
 
     async def put(self, session: str, message: tuple[Any, ...], nbytes: int = 100) -> None:

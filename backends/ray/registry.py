@@ -37,10 +37,10 @@ log = logging.getLogger("pxcompat.ray")
 
 #: the actor's name in its cluster's namespace
 NAME = "registry"
-#: calls that may wait in it: a poll for each client and engine, and their questions
+#: calls that may wait in it: two for each client, one for each engine, and their questions
 CALLS = 100_000
-#: seconds without a client asking for its mail, after which it is taken for dead; without a
-#: cluster's controller asking whether it has ended, likewise
+#: seconds without a cluster's controller asking whether it has ended, after which it is taken for
+#: dead; and for the first client to come, where the registry goes with the last one
 SILENCE = 30
 #: what Ray adds to every message of its kind
 BOILERPLATE = (
@@ -106,7 +106,8 @@ class Registry:
         self._mail = Mail()
         self._signallers = Signallers()
         self._silence = order.get("silence", SILENCE)
-        self._sweeping = False
+        #: whether anybody came who goes some time
+        self._claimed = False
         #: what the controller has said of the dashboard
         self._dashboard: tuple[str, ...] = ()
         #: of the controller, once it has called
@@ -115,7 +116,7 @@ class Registry:
         self._leaving = False
         self._follower: Follower | None = None
         if self._adopted:
-            # a client that died before it came, or was killed as the last one
+            # a client that died before it came
             timer = threading.Timer(self._silence, self._claim)
             timer.daemon = True
             timer.start()
@@ -131,7 +132,7 @@ class Registry:
         return task
 
     def _claim(self) -> None:
-        if not self._sweeping:
+        if not self._claimed:
             ray.kill(self._me)
 
     # -- what clients call ---------------------------------------------------------
@@ -140,12 +141,25 @@ class Registry:
         """Of the package here: a client's is to be the same."""
         return pxcompat.__version__
 
-    async def hello(self, session: str) -> list[tuple[Any, ...]]:
-        """A client comes; what there is to know, as the first messages of its mail."""
+    async def stay(self, session: str) -> None:
+        """A client is there; returns when it has left.  First of all that it calls."""
         if self._leaving:
             await self.forever()  # until this has ended, and the client makes another one
-        self._keep_sweeping()
-        self._mail.open(session)
+        self._claimed = True
+        await self._mail.keep(session)
+
+    async def hello(self, session: str, stays: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """A client introduces itself; what there is to know, as the first messages of its mail.
+
+        Parameters
+        ----------
+        stays : [ObjectRef]
+            What its call of :meth:`stay` returns.  The client owns that, and Ray says when the
+            owner is gone.
+        """
+        if self._leaving:
+            await self.forever()
+        self._background(self._miss(session, stays[0]))
         known: list[tuple[Any, ...]] = [
             ("up", asdict(e.info), e.handle) for e in self._engines.values() if e.info is not None
         ]
@@ -226,20 +240,11 @@ class Registry:
 
     # -- clients that are gone ---------------------------------------------------------
 
-    def _keep_sweeping(self) -> None:
-        if not self._sweeping:
-            self._sweeping = True
-            self._background(self._sweep())
-
-    async def _sweep(self) -> None:
-        """Forget clients that died without a word; end the cluster when its controller did."""
-        while True:
-            await asyncio.sleep(self._silence / 3)
-            for session in self._mail.silent(self._silence):
-                await self._forget(session)
-            if self._holder is not None and self._holder.silent(self._silence):
-                await self.stop()
-                ray.kill(self._me)
+    async def _miss(self, session: str, stays: Any) -> None:
+        """Forget a client that dies without a word."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            await stays
+        await self._forget(session)
 
     async def _forget(self, session: str) -> None:
         if not await self._mail.close(session):
@@ -486,11 +491,20 @@ class Registry:
     async def ended(self) -> bool:
         """Whether somebody asked for the cluster's end; asked again and again by its controller,
         without which a cluster on somebody else's Ray would have nobody to end it."""
-        self._holder = self._holder or Sign()
-        self._keep_sweeping()
+        if self._holder is None:
+            self._holder = Sign()
+            self._claimed = True
+            self._background(self._end_with(self._holder))
         with self._holder, contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._ended.wait(), self._silence / 3)
         return self._ended.is_set()
+
+    async def _end_with(self, controller: Sign) -> None:
+        """End the cluster when its controller did."""
+        while not controller.silent(self._silence):
+            await asyncio.sleep(self._silence / 3)
+        await self.stop()
+        ray.kill(self._me)
 
     async def stop(self) -> None:
         """End the cluster: the engines, and what holds it when that hears of it."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -261,6 +261,21 @@ def test_many_threads_use_references_at_once(rc: ipp.Client) -> None:
     assert found == [len(rc)] * 40
 
 
+@ipp.interactive
+def held() -> list[str]:
+    """The shared memory that an engine has open."""
+    import contextlib
+    import gc
+    import os
+
+    gc.collect()
+    links = []
+    for n in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{n}"))
+    return [link for link in links if "memfd:pxcompat" in link]
+
+
 def test_a_shared_value_is_in_memory_once(rc: ipp.Client) -> None:
     view = rc[:]
     pids = view.apply_sync(os.getpid)
@@ -283,18 +298,28 @@ def test_a_shared_value_is_in_memory_once(rc: ipp.Client) -> None:
     with pytest.raises(ValueError, match="not copied"):
         view.push({"x": 1}, shared=True, copy=True)
 
-    def held() -> list[str]:
-        gc.collect()
-        links = []
-        for n in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(OSError):
-                links.append(os.readlink(f"/proc/self/fd/{n}"))
-        return [link for link in links if "memfd:pxcompat" in link]
-
     # it goes with the names
     view.execute("del x; globals().pop('y', None)", block=True)
-    # what a client of another test had, when that went without a word, is kept for half a minute
     wait_until(lambda: not any(view.apply_sync(held)))
+
+
+def test_what_a_client_has_is_let_go_when_it_is_killed(rc: ipp.Client) -> None:
+    program = f"""if True:
+        import time
+        import pxcompat as ipp
+        rc = ipp.Client(cluster_id={rc.cluster.cluster_id!r})
+        large = rc[:].apply_async(lambda: __import__("numpy").ones(1 << 20))
+        large.wait(60)
+        print(large.done(), flush=True)
+        time.sleep(600)
+    """
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        said = client.stdout.readline()
+        client.kill()
+    assert said == "True\n"
+    wait_until(lambda: not any(rc[:].apply_sync(held)))
 
 
 def test_a_shared_value_outlives_the_engine_that_had_it_first(

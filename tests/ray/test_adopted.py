@@ -87,6 +87,21 @@ ADOPT = """if True:
     except TypeError as error:
         print("unknown", error)
 
+    # a last client that is killed
+    import subprocess, sys
+    code = "import pxcompat, time; rc = pxcompat.Client('auto', n=1); print(rc.ids, flush=True); "
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code + "time.sleep(600)"],
+        env={**os.environ, "RAY_ADDRESS": address}, stdout=subprocess.PIPE, text=True,
+    )
+    print("killed", killed.stdout.readline().strip())
+    killed.kill()
+    killed.wait()
+    deadline = time.monotonic() + 30
+    while any(there()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    print("killed", there())
+
     # a cluster whose controller has asked for its end, and never asks again
     from pxcompat.backends.ray import order as orders, registry
     setup = {"cwd": None, "path": [], "env": {}}
@@ -124,6 +139,10 @@ def test_every_client_finds_the_engines(said: dict[str, list[str]]) -> None:
 
 def test_the_last_client_leaves_the_cluster_as_it_was(said: dict[str, list[str]]) -> None:
     assert said["after"] == ["([], []) {}", *["True [0]"] * 3]
+
+
+def test_a_last_client_that_is_killed_takes_all_along(said: dict[str, list[str]]) -> None:
+    assert said["killed"] == ["[0]", "([], [])"]
 
 
 def test_another_version_is_an_error(said: dict[str, list[str]]) -> None:
