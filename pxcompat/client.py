@@ -290,6 +290,7 @@ class Client(Work):
         if hub:
             self._dispatcher.disconnected("it was shut down by this client")
             self.close()
+            self._lease.ended()
         return None
 
     def _await_gone(self, done: Future[None], keys: Sequence[str]) -> None:

@@ -66,7 +66,7 @@ class RemoteFuture:
     def resolve(self, copy: bool = True) -> Any:
         """Its result, on an engine's thread, which does the cluster's tasks meanwhile."""
         worker = _worker()
-        client = worker._get_client()
+        client = worker.extensions["pxcompat"].client()
         if _identity(client) != self.scheduler:
             raise EngineError(
                 f"the Dask future {self.key!r} is not of the cluster that this engine belongs to"

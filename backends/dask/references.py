@@ -40,6 +40,10 @@ class DaskReference(RemoteReference, _KeyInGraph):  # type: ignore[misc]
         self._lock = threading.Lock()
         self._future: Future[Any] | None = None
 
+    # each is a future of its own, of what the name stood for when Dask asked
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     @property
     def future(self) -> Future[Any]:
         """Of the value that the engine puts aside."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from distributed import Worker, WorkerPlugin
+from distributed import Client, Worker, WorkerPlugin
 from distributed.comm.core import Comm, connect
 from distributed.comm.inproc import InProc
 from distributed.protocol.serialize import Serialized
@@ -184,6 +184,7 @@ class Service:
         self._arrivals: dict[str, asyncio.Event] = {}
         self._dropped: deque[str] = deque(maxlen=1024)
         self._observed = Observed(worker, engine)
+        self._client: Client | None = None
         self.shelf = Shelf(self.loop)
 
     async def start(self) -> None:
@@ -210,6 +211,26 @@ class Service:
         for given in self.given:
             given.give_back()
         await asyncio.gather(*(channel.finish(1) for channel in list(self._channels)))
+        self._blobs.clear()
+        if self._client is not None:
+            await self._client._close(fast=True)
+
+    def client(self) -> Client:
+        """A client by which the engine has what Dask's futures stand for; on the engine's thread.
+
+        Not the worker's own: Dask makes that the process's default, so that whatever user code
+        computed with Dask from then on would wait for this very engine.
+        """
+        if self._client is None:
+            self._client = Client(
+                self.worker.scheduler.address,
+                loop=self.worker.loop,
+                security=self.worker.security,
+                set_as_default=False,
+                direct_to_workers=True,
+                name="pxcompat-engine",
+            )
+        return self._client
 
     def peer(self, client: str) -> _Peer:
         """The Origin of a client's requests, connected or not yet."""

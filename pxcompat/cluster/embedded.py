@@ -12,6 +12,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from ..protocol import Backend, Launched, LaunchSpec, Provider
@@ -53,6 +54,8 @@ class Share(NamedTuple):
     missing: int
     #: whether the cluster was started for this client
     fresh: bool
+    #: to be called by a client that has told the cluster to end
+    ended: Callable[[], None]
 
 
 def key(profile_dir: str, cluster_id: str, backend: str) -> Key:
@@ -93,7 +96,17 @@ def take(
             shared.n = order.n
         missing = max(0, at_least - shared.n)
         shared.n += missing
-        return Share(provider.connect(shared.launched.info), shared.n, missing, fresh)
+        backend = provider.connect(shared.launched.info)
+        return Share(backend, shared.n, missing, fresh, partial(_see_out, key, shared))
+
+
+def _see_out(key: Key, shared: _Shared) -> None:
+    """Wait for a cluster that was told to end; who asks for one from now on gets another."""
+    with _table_lock:
+        if _table.get(key) is shared:
+            del _table[key]
+    if shared.launched is not None:
+        shared.launched.stop()
 
 
 def _stop_all() -> None:

@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,8 @@ class Lease:
         Whether the cluster was started for this client.
     embedded : bool
         Whether the cluster belongs to this process and ends with it.
+    ended : callable
+        To be called when the client has told the cluster to end.
     timeout : float
         Seconds that ``backend.open`` may take.
     progress : bool
@@ -65,6 +67,7 @@ class Lease:
     missing: int = 0
     fresh: bool = False
     embedded: bool = False
+    ended: Callable[[], None] = lambda: None
     timeout: float = 5
     progress: bool = True
     copy: bool = True
@@ -207,6 +210,7 @@ def acquire(
         missing=share.missing,
         fresh=share.fresh,
         embedded=True,
+        ended=share.ended,
     )
 
 

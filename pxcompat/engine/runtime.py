@@ -220,6 +220,9 @@ class Engine:
                 self.console.close()
             set_current(None, process=self.own_process)
             self._flusher.stop()
+            if not self.own_process:
+                self.shell.close()
+                self.tasks.purge(None)
 
     @contextmanager
     def _captured(self) -> Iterator[None]:

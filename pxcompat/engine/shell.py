@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import getpass
 import glob
@@ -95,6 +96,12 @@ class EngineShell(InteractiveShell):
             self.output.emit(type, plain(content))
         else:
             sys.stdout.write(str(content.get("data", {}).get("text/plain", content)) + "\n")
+
+    def close(self) -> None:
+        """Let go of the user's objects, in a process that goes on."""
+        # IPython has it called at the process's end, and so keeps the shell until then
+        atexit.unregister(self.atexit_operations)
+        self.atexit_operations()
 
     @contextmanager
     def _tee(self, channel: str) -> Iterator[None]:

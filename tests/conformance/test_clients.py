@@ -29,6 +29,13 @@ def test_a_second_client_sees_the_same_engines_and_names(rc: ipp.Client, cluster
         assert other._engines == rc._engines
 
 
+def test_a_cluster_that_was_shut_down_is_not_found_again(backend: str) -> None:
+    for _ in range(3):
+        client = ipp.Client(n=1, backend=backend)
+        assert client[:].apply_sync(abs, -1) == [1]
+        client.shutdown(hub=True)
+
+
 def test_each_client_gets_its_own_replies(rc: ipp.Client, cluster: Any) -> None:
     with cluster.connect_client_sync() as other:
         mine = [rc[rc.ids[0]].apply_async(lambda n=n: ("mine", n)) for n in range(50)]

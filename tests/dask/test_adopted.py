@@ -144,6 +144,20 @@ def test_engines_come_and_the_cluster_is_left_as_it_was(
     assert dask_client.submit(sum, [1, 2], pure=False).result(PATIENCE) == 3
 
 
+def test_names_and_results_go_with_the_engines(cluster: LocalCluster, dask_client: Client) -> None:
+    with ipp.Client(cluster) as rc:
+        rc.wait_for_engines(2, timeout=PATIENCE)
+        rc[:].execute("class OfNames: pass\nname = OfNames()", block=True)
+
+    def left() -> int:
+        import gc
+
+        gc.collect()
+        return sum(type(thing).__name__ == "OfNames" for thing in gc.get_objects())
+
+    wait_until(lambda: not any(dask_client.run(left).values()))
+
+
 def test_what_is_displayed_is_its_own_engines(cluster: LocalCluster) -> None:
     with ipp.Client(cluster) as rc:
         rc.wait_for_engines(2, timeout=PATIENCE)

@@ -12,6 +12,8 @@ from distributed import Future
 
 import pxcompat as ipp
 
+from ..common import PATIENCE
+
 da = pytest.importorskip("dask.array")
 
 
@@ -40,6 +42,22 @@ def test_dask_gathers_references(rc: ipp.Client, client: Any) -> None:
     assert rc[0].ref("n * 10").future.result() == 10
     with pytest.raises(ipp.error.EngineError, match=r"engine 1 .* NameError"):
         client.gather(rc[:].ref("n if n == 1 else missing"))
+
+
+def test_two_references_to_one_name_are_two_futures(rc: ipp.Client, client: Any) -> None:
+    assert client.gather([rc[0].ref("n"), rc[0].ref("n")]) == [1, 1]
+    before = rc[0].ref("n")
+    assert client.gather(before) == 1
+    rc[0].push({"n": 7}, block=True)
+    assert client.gather([before, rc[0].ref("n")]) == [1, 7]
+
+
+def test_what_an_engine_computes_with_dask_stays_there(rc: ipp.Client, client: Any) -> None:
+    # also once Dask's futures have come to it: its thread would wait for itself
+    rc[:].push({"f": client.submit(abs, -3)}, block=True)
+    code = "import dask.array as da; total = float(da.ones(10, chunks=5).sum().compute())"
+    rc[:].execute(code).get(PATIENCE)
+    assert rc[:]["f, total"] == [(3, 10.0)] * 2
 
 
 def test_any_client_may_compute_them(rc: ipp.Client) -> None:
