@@ -195,6 +195,10 @@ class DaskBackend:
         """For a cluster given as ``distributed.Client`` or ``distributed.deploy.Cluster``."""
         if isinstance(target, Client):
             given: Any = target
+            if given.scheduler is None:
+                raise ConnectError(
+                    f"the Dask client {target!r} is {given.status}: make another one"
+                )
             info = {"address": given.scheduler.address, "adopt": True, **options}
             return cls(info, client=target)
         info = {

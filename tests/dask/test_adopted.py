@@ -17,7 +17,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import pxcompat as ipp
-from pxcompat.error import BackendError, NoEnginesRegistered
+from pxcompat.error import BackendError, ConnectError, NoEnginesRegistered
 
 from ..common import PATIENCE, wait_until
 
@@ -142,6 +142,13 @@ def test_engines_come_and_the_cluster_is_left_as_it_was(
         assert_as(before, dask_client)
         assert dask_client.scheduler_comm.interval == interval
     assert dask_client.submit(sum, [1, 2], pure=False).result(PATIENCE) == 3
+
+
+def test_a_client_that_is_closed_is_no_cluster(cluster: LocalCluster) -> None:
+    with Client(cluster, set_as_default=False) as closed:
+        pass
+    with pytest.raises(ConnectError, match="is closed: make another one"):
+        ipp.Client(closed)
 
 
 def test_names_and_results_go_with_the_engines(cluster: LocalCluster, dask_client: Client) -> None:
