@@ -288,8 +288,10 @@ def _dashboard(ray: Any) -> str:
 
 def _check_reachable(address: str, timeout: float) -> None:
     """Find out quickly, and quietly, what Ray finds out after many seconds and lines."""
+    if address == "auto":  # which Ray takes from there, first of all
+        address = os.environ.get("RAY_ADDRESS", "auto")
     target = address.removeprefix("ray://")
-    if address == "auto" or os.environ.get("RAY_USE_TLS") == "1":
+    if address in ("auto", "local") or os.environ.get("RAY_USE_TLS") == "1":
         return
     import grpc
 

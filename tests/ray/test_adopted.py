@@ -10,6 +10,7 @@ import pytest
 
 import pxcompat as ipp
 from pxcompat.backends.ray import session
+from pxcompat.error import ConnectError
 
 from .conftest import python
 
@@ -216,3 +217,9 @@ def test_a_ray_that_is_coming_up_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ipp.error.ConnectError, match="PermissionError: refused"):
         session._connect(None, "127.0.0.1:1", {"token": "t"}, timeout=60)
     assert not errors
+
+
+def test_a_ray_that_is_gone_is_found_out_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConnectError, match=r"127.0.0.1:1 \(stage: connecting; waited 1 s"):
+        ipp.Client("auto", timeout=1)
