@@ -23,7 +23,8 @@ from ..shared import kept
 from .lending import Lender
 from .metrics import Meter
 from .objects import unpack_natives
-from .post import Letter, Post
+from .outbox import AHEAD
+from .post import PATIENCE, Letter, Post
 from .tables import as_block
 from .wire import pack_output, pack_reply, unpack_request
 
@@ -35,6 +36,9 @@ BEGUN = 1000
 
 class _Mailed:
     """The Origin of requests whose replies go by mail: announced ones, and other clients'."""
+
+    #: seconds that a reply may wait
+    patience = PATIENCE
 
     def __init__(self, post: Post, session: str) -> None:
         self._post = post
@@ -55,12 +59,15 @@ class _Mailed:
     def reply(self, reply: Reply) -> None:
         packed = pack_reply(reply, in_band=True)  # the client may be one of Ray Client's
         nbytes = packed[0][5] if isinstance(packed[0][5], int) else 0
-        self._post.send(Letter(self.session, ("reply", *packed), nbytes + 200))
+        letter = Letter(self.session, ("reply", *packed), nbytes + 200)
+        self._post.send(letter, self.patience)
 
 
 class _Running(_Mailed):
     """The Origin of a request that shares its call: its reply is returned with the others, or
-    goes by mail when they take long."""
+    goes by mail when they take longer than was expected."""
+
+    patience = 2 * AHEAD
 
     def output(self, msg_id: str, event: OutputEvent) -> None:
         super().output(msg_id, event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -17,7 +18,8 @@ __all__ = ["Letter", "Post"]
 
 log = logging.getLogger("pxcompat.ray")
 
-#: seconds that mail waits for more, or for the reply that can take it along
+#: seconds that mail waits for more, or for the reply that can take it along, where nothing else
+#: is said
 PATIENCE = 0.01
 #: bytes that may wait before who makes output has to wait
 ROOM = 8 << 20
@@ -55,19 +57,21 @@ class Post:
     def __init__(self, registry: Any) -> None:
         self._registry = registry
         self._changed = Condition()
-        #: letters, and when they were given
+        #: letters, and when they have to leave
         self._letters: deque[tuple[float, Letter]] = deque()
         self._nbytes = 0
-        self._asleep = False
+        #: when the thread looks again, if nobody wakes it
+        self._looks = math.inf
         self._thread = threading.Thread(target=self._run, name="pxcompat-post", daemon=True)
         self._thread.start()
 
-    def send(self, letter: Letter) -> None:
-        """Send a letter; thread-safe, does not block."""
+    def send(self, letter: Letter, patience: float = PATIENCE) -> None:
+        """Send a letter, within so many seconds; thread-safe, does not block."""
+        due = time.monotonic() + patience
         with self._changed:
-            self._letters.append((time.monotonic(), letter))
+            self._letters.append((due, letter))
             self._nbytes += letter.nbytes
-            if self._asleep or self._nbytes >= ROOM:
+            if due < self._looks or self._nbytes >= ROOM:
                 self._changed.notify_all()
 
     def wait_for_room(self) -> None:
@@ -93,17 +97,18 @@ class Post:
             self._letters = others
         return mine
 
+    def _left(self) -> float:
+        """Seconds until something has to leave."""
+        if self._letters and self._nbytes >= ROOM:
+            return 0.0
+        self._looks = min((due for due, _ in self._letters), default=math.inf)
+        return self._looks - time.monotonic()
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._letters:
-                    self._asleep = True
-                    self._changed.wait()
-                self._asleep = False
-                left = self._letters[0][0] + PATIENCE - time.monotonic()
-                if left > 0 and self._nbytes < ROOM:
-                    self._changed.wait(left)
-                    continue
+                while (left := self._left()) > 0:
+                    self._changed.wait(None if left == math.inf else left)
                 parcel = [letter for _, letter in self._letters]
                 self._letters.clear()
             try:
