@@ -9,20 +9,18 @@ import functools
 import itertools
 import logging
 import signal as signals
-import threading
 import uuid
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-import dask
 from distributed import Client
 from distributed.comm.core import connect
 from distributed.protocol.serialize import Serialized
 
 from pxcompat.engine.interrupts import OwnFuture, on_main_thread, uninterrupted
-from pxcompat.error import BackendError, ConnectError, ConnectionFileError, EngineError
+from pxcompat.error import BackendError, ConnectError, EngineError
 from pxcompat.protocol import (
     Capabilities,
     EngineInfo,
@@ -38,8 +36,9 @@ from ..shared import SharedFrames
 from . import adoption, balanced
 from .channel import Channel, ChannelClosed
 from .collections import put_together, take_apart
+from .connecting import connect_client, reasons
+from .lines import EngineLine, Line
 from .objects import Kept, RemoteFuture, accept
-from .process import security_of
 from .references import DaskReference
 from .wire import Blob, Message, pack_request, unpack_output, unpack_reply, unpack_request
 
@@ -51,107 +50,6 @@ log = logging.getLogger("pxcompat.dask")
 LEAVING = 15
 #: seconds that a lost engine's last words may take to arrive
 LAST_WORDS = 5
-
-
-class _Line:
-    """A channel with questions and answers on it."""
-
-    def __init__(self, backend: DaskBackend, name: str) -> None:
-        self._backend = backend
-        self.name = name
-        self.channel: Channel | None = None
-        self.task: asyncio.Task[None] | None = None
-        self._questions: dict[int, Future[Any]] = {}
-        self._ids = itertools.count()
-        self._lock = threading.Lock()
-
-    def ask(self, question: str, args: Mapping[str, Any]) -> Future[Any]:
-        """Ask the other side; thread-safe."""
-        answer: Future[Any] = OwnFuture()
-        with self._lock:
-            call_id = next(self._ids)
-            self._questions[call_id] = answer
-        try:
-            if self.channel is None:
-                raise ChannelClosed("not connected")
-            with uninterrupted():
-                self.channel.send(("ask", call_id, question, dict(args)))
-        except ChannelClosed as error:
-            with self._lock:
-                self._questions.pop(call_id, None)
-            answer.set_exception(EngineError(f"{self.name} is out of reach: {error}"))
-        return answer
-
-    def answer(self, message: Message) -> None:
-        _, call_id, ok, value = message
-        with self._lock:
-            future = self._questions.pop(call_id, None)
-        if future is None:
-            return
-        if ok:
-            future.set_result(value)
-        else:
-            future.set_exception(BackendError(f"{self.name} answers: {value}"))
-
-    def fail(self, reason: str) -> None:
-        """Nobody will answer any more."""
-        with self._lock:
-            questions, self._questions = list(self._questions.values()), {}
-        for future in questions:
-            future.set_exception(EngineError(f"{self.name} is out of reach: {reason}"))
-
-
-class _Engine(_Line):
-    def __init__(self, backend: DaskBackend, info: EngineInfo) -> None:
-        super().__init__(backend, f"engine {info.id}")
-        self.info = info
-        #: why it ended, and what it had begun of each batch of balanced calls, if that is known
-        self.reason: asyncio.Future[tuple[str, dict[str, int] | None]] = (
-            asyncio.get_running_loop().create_future()
-        )
-        #: requests sent to it that have no reply
-        self.waiting: set[str] = set()
-        self.turn = 0
-
-    def offer(self, msg_ids: list[str], packed: bytes) -> bool:
-        """Send balanced calls, for the engine to take if it is idle; thread-safe."""
-        self.waiting.update(msg_ids)
-        try:
-            assert self.channel is not None
-            self.channel.send(("offer", msg_ids, packed), here=on_main_thread())
-        except ChannelClosed:
-            self.waiting.difference_update(msg_ids)
-            return False
-        return True
-
-
-class _Client(Client):
-    """Dask's client, which ends quietly when its scheduler does, and leaves nothing behind."""
-
-    def start(self, **kwargs: Any) -> None:
-        try:
-            super().start(**kwargs)
-        except BaseException:
-            # Its own __del__ would stop its thread, or try to: whenever the garbage collector
-            # comes by, under a lock that may be held, and not at all when it closed itself.
-            self.close(timeout=1)
-            raise
-
-    def close(self, *args: Any, **kwargs: Any) -> Any:
-        closed = super().close(*args, **kwargs)
-        # not when called by the garbage collector, once closed: it may come by under a lock
-        if self._loop_runner.is_started() and not self.asynchronous:
-            self._loop_runner.stop()
-        return closed
-
-    async def _start(self, timeout: Any = None, **kwargs: Any) -> Any:
-        # its own timeout does not cover the greeting, which a scheduler that hangs never says
-        return await asyncio.wait_for(super()._start(timeout=timeout, **kwargs), timeout + 0.5)
-
-    async def _reconnect(self) -> None:
-        # a scheduler that is gone takes its engines along: there is nothing to come back to,
-        # and nothing to log that the errors of the requests do not say
-        await self._close()
 
 
 class DaskBackend:
@@ -171,7 +69,7 @@ class DaskBackend:
         self._info = info
         self._client: Any = client  # a Client, once there is one
         self._owns_client = client is None
-        self._engines: dict[str, _Engine] = {}
+        self._engines: dict[str, EngineLine] = {}
         self._balanced = balanced.Submitter(self)
         self._turns = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -215,7 +113,7 @@ class DaskBackend:
         self.sink = sink
         self._timeout = timeout
         if self._owns_client:
-            self._client = self._connect(timeout)
+            self._client = connect_client(self._info, timeout)
         try:
             if self.adopted:
                 self._stage("looking at its workers", self._prepare(), timeout + 30)
@@ -226,55 +124,13 @@ class DaskBackend:
             self.close()
             raise
 
-    def _security(self) -> Any:
-        given = self._info.get("security_object")
-        if given is not None:
-            return given
-        try:
-            security = security_of(self._info.get("security") or {})
-            security.get_connection_args("client")  # reads them
-        except (KeyError, OSError, ValueError) as error:
-            raise ConnectError(
-                f"the credentials for the Dask scheduler at {self._info['address']} are damaged "
-                f"(stage: reading the credentials); restart the cluster for new ones "
-                f"({_reasons(error)})"
-            ) from error
-        return security
-
-    def _connect(self, timeout: float) -> Any:
-        address = self._info.get("address")
-        if not address:
-            raise ConnectionFileError("the connection info of a Dask cluster has no 'address'")
-        security = self._security()
-        try:
-            with dask.config.set({"distributed.comm.timeouts.connect": f"{timeout}s"}):
-                return _Client(
-                    address,
-                    security=security,
-                    timeout=timeout,
-                    set_as_default=False,
-                    name="pxcompat",
-                )
-        except (OSError, TimeoutError, asyncio.TimeoutError, ValueError, TypeError) as error:
-            reasons = _reasons(error)
-            hint = "is it running, and reachable from here?"
-            if any(word in reasons for word in ("SSL", "ssl_context", "TLS certificate")):
-                hint = "are these its credentials? Its connection file has them."
-            elif "ConnectionReset" in reasons and str(address).startswith("tcp:"):
-                hint = "does it speak TLS? Then use its connection file, which has credentials."
-            raise ConnectError(
-                f"cannot connect to the Dask scheduler at {address} "
-                f"(stage: connecting to the scheduler; waited {timeout:g} s at most); {hint} "
-                f"({reasons})"
-            ) from error
-
     def _stage(self, stage: str, coroutine: Coroutine[Any, Any, Any], timeout: float) -> Any:
         try:
             return self._run(asyncio.wait_for(coroutine, timeout), timeout + 5)
         except (OSError, TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError) as e:
             raise ConnectError(
                 f"the Dask scheduler at {self._info['address']} does not answer "
-                f"(stage: {stage}; waited {timeout:g} s): {_reasons(e)}"
+                f"(stage: {stage}; waited {timeout:g} s): {reasons(e)}"
             ) from e
 
     def _run(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
@@ -330,7 +186,7 @@ class DaskBackend:
         if self._owns_client:
             # its last messages, kept for debugging: with the arguments of thousands of calls
             stream.recent_message_log = collections.deque(maxlen=0)
-        self._registry = _Line(self, "the cluster's registry")
+        self._registry = Line("the cluster's registry")
         self._known: asyncio.Event = asyncio.Event()
         self._news: asyncio.Condition = asyncio.Condition()
         comm = await self._dial(self._client.scheduler.address, "pxcompat_registry")
@@ -388,7 +244,7 @@ class DaskBackend:
     async def _meet(self, info: EngineInfo) -> None:
         """Open the channel to an engine, and report it when it is open."""
         before = [e.task for e in self._engines.values() if e.info.id == info.id and e.task]
-        engine = self._engines[info.key] = _Engine(self, info)
+        engine = self._engines[info.key] = EngineLine(info)
         if before:
             await asyncio.wait(before)  # the engine in whose place this one is
         try:
@@ -404,7 +260,7 @@ class DaskBackend:
         async with self._news:
             self._news.notify_all()
 
-    async def _listen(self, engine: _Engine) -> None:
+    async def _listen(self, engine: EngineLine) -> None:
         assert engine.channel is not None
         await engine.channel.run()
         engine.fail("its connection was lost")
@@ -421,13 +277,13 @@ class DaskBackend:
             # a cluster of somebody else's may scale up for what waits; ours does not by itself
             self._balanced.abandon()
 
-    async def _bury(self, engine: _Engine) -> None:
+    async def _bury(self, engine: EngineLine) -> None:
         """Close the channel to an engine that is gone, after its last words."""
         assert engine.task is not None and engine.channel is not None
         await asyncio.wait([engine.task], timeout=LAST_WORDS)
         engine.channel.close()
 
-    def _hear_engine(self, engine: _Engine, message: Message) -> None:
+    def _hear_engine(self, engine: EngineLine, message: Message) -> None:
         kind = message[0]
         if kind == "reply":
             reply = unpack_reply(message)
@@ -476,7 +332,7 @@ class DaskBackend:
         return accepted(self.control(None, "signal", {"key": key, "signum": signum}))
 
     def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
-        line: _Line | None = self._registry if key is None else self._engines.get(key)
+        line: Line | None = self._registry if key is None else self._engines.get(key)
         if line is None:
             refused: Future[Any] = OwnFuture()
             refused.set_exception(EngineError(f"there is no engine {key}"))
@@ -573,7 +429,7 @@ class DaskBackend:
         # the default, as any Client that a user makes: progress(), get_task_stream() look for it
         return Client(self._client.scheduler.address, security=self._client.security)
 
-    def idle_engine(self, candidates: Sequence[str] | None) -> _Engine | None:
+    def idle_engine(self, candidates: Sequence[str] | None) -> EngineLine | None:
         """An engine that has nothing to do, as far as this client knows; each in its turn."""
         engines = self._engines
         keys = engines if candidates is None else candidates
@@ -624,7 +480,7 @@ class DaskBackend:
             try:
                 await asyncio.wait_for(asyncio.wrap_future(leaving), LEAVING)
             except (asyncio.TimeoutError, EngineError, BackendError) as error:
-                log.warning("a Dask cluster may not be as it was before: %s", _reasons(error))
+                log.warning("a Dask cluster may not be as it was before: %s", reasons(error))
             if self._client.scheduler_comm is not None and not self._owns_client:
                 self._client.scheduler_comm.interval = self._interval
         channels = [e.channel for e in self._engines.values() if e.channel]
@@ -640,14 +496,3 @@ def _drop(channel: Channel, blob_id: str, message: str = "drop") -> None:
         channel.send((message, blob_id))
     except (ChannelClosed, RuntimeError):
         log.debug("the holder of a blob is gone, and the blob with it")
-
-
-def _reasons(error: BaseException | None) -> str:
-    """An error and what caused it, on one line."""
-    texts: list[str] = []
-    while error is not None and len(texts) < 4:
-        text = f"{type(error).__name__}: {error}".strip().rstrip(":")
-        if text not in texts:
-            texts.append(text)
-        error = error.__cause__ or error.__context__
-    return "; ".join(texts)
