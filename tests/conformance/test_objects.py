@@ -284,7 +284,7 @@ def test_a_shared_value_is_in_memory_once(rc: ipp.Client) -> None:
     def private() -> list[int]:
         return [psutil.Process(pid).memory_full_info().uss for pid in pids]
 
-    view.push({"x": 0}, block=True)
+    view.push({"x": np.zeros(1)}, block=True)  # an engine that has never had numpy grows by that
     before = private()
     view.push({"x": np.ones(size // 8), "small": np.ones(3)}, block=True, shared=True)
     assert view["float(x.sum()), x.flags.writeable"] == [(size / 8, False)] * len(rc)
