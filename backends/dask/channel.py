@@ -182,6 +182,9 @@ class Channel:
                     self._written = await self._write_out()
         except (CommClosedError, OSError):
             self._comm.abort()  # the reader notices, and tells
+        except Exception:
+            log.exception("a message cannot be written, and the connection is given up")
+            self._comm.abort()
 
     def _has_more(self) -> bool:
         """Whether the loop has something to write; otherwise others may."""

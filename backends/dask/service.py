@@ -34,6 +34,7 @@ from .observed import Observed
 from .wire import (
     Blob,
     Message,
+    encodable,
     pack_output,
     pack_reply,
     pack_request,
@@ -326,8 +327,8 @@ class Service:
             else:
                 raise ValueError(f"an engine does not know the question {question!r}")
         except Exception as error:
-            return ("answer", call_id, False, f"{type(error).__name__}: {error}")
-        return ("answer", call_id, True, value)
+            return ("answer", call_id, False, encodable(f"{type(error).__name__}: {error}"))
+        return ("answer", call_id, True, encodable(value))
 
     async def signal(self, signum: int) -> str:
         """Send a signal to the engine's process; "" or why not."""

@@ -67,7 +67,11 @@ class Shortcut:
         if not all(map(_is_small, message)):
             return False
         stream = self._stream
-        payload = pack_frames(dumps([message]))
+        try:
+            payload = pack_frames(dumps([message]))
+        except Exception as error:  # likewise: the loop is where that ends
+            log.debug("a message cannot be packed: %s", error)
+            return False
         data = struct.pack("Q", len(payload)) + payload
         if stream.socket is None or stream.writing():
             return False

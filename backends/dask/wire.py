@@ -15,7 +15,7 @@ from pxcompat.protocol import Frames, OutputEvent, Reply, Request
 from ..shared import KeptFrames, SharedFrames
 from .objects import pack_natives, unpack_natives
 
-__all__ = ["Blob", "Message"]
+__all__ = ["Blob", "Message", "encodable"]
 
 Message = tuple[Any, ...]
 
@@ -70,14 +70,32 @@ def unpack_frames(field: Any) -> Frames | Blob | None:
     return Blob(*field)
 
 
+def encodable(value: Any) -> Any:
+    """Plain data with what UTF-8 has no bytes for as escapes: msgpack refuses lone surrogates, as
+    they come of file names that are not UTF-8."""
+    if isinstance(value, str):
+        if value.isascii():
+            return value
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode(errors="backslashreplace").decode()
+        return value
+    if type(value) is dict:
+        return {encodable(key): encodable(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(encodable, value))
+    return value
+
+
 def pack_request(request: Request) -> Message:
     return (
         "request",
         request.msg_id,
         request.kind,
-        request.label,
-        request.content,
-        request.header,
+        encodable(request.label),
+        encodable(request.content),
+        encodable(request.header),
         pack_frames(request.function),  # type: ignore[arg-type]
         pack_frames(request.arguments),  # type: ignore[arg-type]
         pack_natives(request.natives),
@@ -107,7 +125,7 @@ def pack_reply(reply: Reply) -> Message:
         reply.started,
         reply.completed,
         pack_frames(reply.result),  # type: ignore[arg-type]  # an engine's: frames
-        reply.content,
+        encodable(reply.content),
         reply.outputs,
     )
 
@@ -128,9 +146,9 @@ def unpack_reply(message: Message) -> Reply:
 
 
 def pack_output(msg_id: str, event: OutputEvent) -> Message:
-    content = event.content
+    content = encodable(event.content)
     if "frames" in content:
-        content = {**content, "frames": pack_frames(content["frames"])}
+        content["frames"] = pack_frames(event.content["frames"])
     return ("output", msg_id, event.seq, event.type, content)
 
 

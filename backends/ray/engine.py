@@ -198,7 +198,9 @@ class EngineActor:
         in_band = request.header.get("in_band", False)
         reply, apart = pack_reply(answer, in_band=in_band, lent=lent)
         late = self._post.take_back(origin.session, {request.msg_id})
-        return pickle.dumps((reply, [message[2:] for message in late]), protocol=5), apart
+        # a reply among it says the same: that it was cancelled when it had only been announced
+        outputs = [message[2:] for message in late if message[0] == "output"]
+        return pickle.dumps((reply, outputs), protocol=5), apart
 
     def run_all(self, packed: bytes) -> bytes:
         """Run requests that share a call, one after the other; what there is to say of them that

@@ -125,6 +125,16 @@ def test_tracebacks_that_are_not_the_cells_own_are_shown(
     assert "as written" not in "\n".join(caught.value.render_traceback())
 
 
+def test_names_that_are_not_utf_8_can_be_printed(e0: ipp.DirectView) -> None:
+    ar = e0.execute("import os; name = os.fsdecode(b'caf\\xe9.txt'); print(name)", block=False)
+    ar.get(PATIENCE)
+    assert ar.wait_for_output(PATIENCE)
+    assert ar.stdout.startswith("caf") and ar.stdout.endswith(".txt\n")
+    with pytest.raises(ipp.RemoteError, match=r"ValueError.*caf.*\.txt"):
+        e0.apply_async(exec, "raise ValueError(name)", {"name": e0["name"]}).get(PATIENCE)
+    assert e0["name"] == "caf\udce9.txt"
+
+
 def test_much_output_is_complete_and_in_order(e0: ipp.DirectView) -> None:
     ar = e0.execute("for i in range(20_000): print(i)", block=False)
     ar.get(PATIENCE)

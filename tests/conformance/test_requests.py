@@ -132,6 +132,19 @@ def test_a_queued_request_can_be_aborted(rc: ipp.Client, tmp_path: Any) -> None:
         view.pull("ran", block=True)
 
 
+def test_what_is_aborted_as_it_begins_has_one_reply(rc: ipp.Client) -> None:
+    for _ in range(150):
+        results = [rc[:].apply_async(abs, -1), rc[:].apply_async(abs, -2)]
+        rc[:].abort(block=True)
+        assert rc.wait(results, PATIENCE)
+        for result, value in zip(results, (1, 2), strict=True):
+            for part in result.split():
+                try:
+                    assert part.get(0) == value
+                except error.TaskAborted:
+                    continue
+
+
 def test_requests_are_aborted_on_some_engines_alone(rc: ipp.Client, tmp_path: Any) -> None:
     running = rc[:].apply_async(hold, str(tmp_path / "go"))
     queued = rc[:].apply_async(lambda: 1)
