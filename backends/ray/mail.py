@@ -58,6 +58,12 @@ class Mail:
         box = self._boxes[session] = _Box()
         await box.closed.wait()
 
+    def clear(self, session: str) -> None:
+        """Throw away what waits for a client."""
+        if (box := self._boxes.get(session)) is not None:
+            box.messages.clear()
+            box.nbytes = 0
+
     async def close(self, session: str) -> bool:
         """A client is gone; whether it was there."""
         box = self._boxes.pop(session, None)

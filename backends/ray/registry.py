@@ -160,6 +160,7 @@ class Registry:
         if self._leaving:
             await self.forever()
         self._background(self._miss(session, stays[0]))
+        self._mail.clear(session)  # what came since it stays is known, too
         known: list[tuple[Any, ...]] = [
             ("up", asdict(e.info), e.handle) for e in self._engines.values() if e.info is not None
         ]
