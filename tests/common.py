@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-__all__ = ["PATIENCE", "surroundings", "wait_until"]
+from pxcompat import DirectView, interactive
+
+__all__ = ["PATIENCE", "held", "let_go", "surroundings", "wait_until"]
 
 #: seconds for anything to happen that a test waits for, on the slowest machine
 PATIENCE = 90
@@ -38,3 +40,24 @@ def surroundings(ipython: Path) -> Iterator[None]:
             patch.setenv("TMPDIR", folder)
             patch.setattr(tempfile, "tempdir", folder)
             yield
+
+
+@interactive
+def held() -> set[int]:
+    """The shared memory that an engine has open, by its inodes."""
+    import contextlib
+    import gc
+    import os
+
+    gc.collect()
+    found = set()
+    for n in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if "memfd:pxcompat" in os.readlink(f"/proc/self/fd/{n}"):
+                found.add(os.stat(f"/proc/self/fd/{n}").st_ino)
+    return found
+
+
+def let_go(view: DirectView, before: list[set[int]]) -> bool:
+    """Whether engines hold no more than they did before."""
+    return all(now <= then for now, then in zip(view.apply_sync(held), before, strict=True))

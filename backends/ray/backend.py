@@ -511,6 +511,7 @@ class RayBackend:
             return
         self._ended.set()
         self._announcer.stop()
+        self._questions.lost("this client has been closed")
         self._leave()
         self._events.put(None)
         self._peers.clear()

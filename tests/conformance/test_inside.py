@@ -9,7 +9,7 @@ import pytest
 
 import pxcompat as ipp
 
-from ..common import PATIENCE, wait_until
+from ..common import PATIENCE, held, let_go, wait_until
 from .test_requests import hold, is_running
 
 
@@ -38,6 +38,13 @@ def fibonacci(n: int) -> int:
 
 def test_it_is_a_client_of_the_engines_own_cluster(rc: ipp.Client) -> None:
     assert rc[:].apply_async(inside, lambda client: client.ids).get(PATIENCE) == [rc.ids] * len(rc)
+
+
+def test_a_client_that_is_closed_at_once_leaves_nothing(rc: ipp.Client) -> None:
+    before = rc[:].apply_sync(held)
+    for _ in range(5):
+        rc[:].apply_async(inside, lambda client: None).get(PATIENCE)
+    wait_until(lambda: let_go(rc[:], before))
 
 
 def test_every_engine_addresses_all_and_so_itself(rc: ipp.Client) -> None:

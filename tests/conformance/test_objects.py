@@ -16,7 +16,7 @@ import pytest
 
 import pxcompat as ipp
 
-from ..common import PATIENCE, wait_until
+from ..common import PATIENCE, held, let_go, wait_until
 
 np = pytest.importorskip("numpy")
 
@@ -259,27 +259,6 @@ def test_many_threads_use_references_at_once(rc: ipp.Client) -> None:
     for thread in threads:
         thread.join(60)
     assert found == [len(rc)] * 40
-
-
-@ipp.interactive
-def held() -> set[int]:
-    """The shared memory that an engine has open, by its inodes."""
-    import contextlib
-    import gc
-    import os
-
-    gc.collect()
-    found = set()
-    for n in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            if "memfd:pxcompat" in os.readlink(f"/proc/self/fd/{n}"):
-                found.add(os.stat(f"/proc/self/fd/{n}").st_ino)
-    return found
-
-
-def let_go(view: ipp.DirectView, before: list[set[int]]) -> bool:
-    """Whether engines hold no more than they did before."""
-    return all(now <= then for now, then in zip(view.apply_sync(held), before, strict=True))
 
 
 def test_a_shared_value_is_in_memory_once(rc: ipp.Client) -> None:
