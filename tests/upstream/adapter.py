@@ -58,12 +58,21 @@ def setup() -> None:
     cluster.start_cluster_sync()
     with ipp.Client(profile=PROFILE) as rc:
         rc.wait_for_engines(1, timeout=START_TIMEOUT)
-        _without_colors(rc[:])
+        _prepare(rc[:])
 
 
-def _without_colors(engines: Any) -> None:
-    """Have tracebacks without escapes, as upstream does with an argument of its engines."""
+def _prepare(engines: Any) -> None:
+    """Have tracebacks without escapes, as upstream does with an argument of its engines.
+
+    The first function of a test module that comes to an engine imports pytest there and the
+    package; tests that count tenths of a second would count that.
+    """
     engines.execute("%colors nocolor", block=True)
+    engines.apply_sync(_import_tests)
+
+
+def _import_tests() -> None:
+    importlib.import_module(f"{__name__}.clienttest")
 
 
 def add_engines(n: int = 1, profile: str = PROFILE, total: bool = False) -> list[str]:
@@ -78,7 +87,7 @@ def add_engines(n: int = 1, profile: str = PROFILE, total: bool = False) -> list
         if n:
             name = _clusters[-1].start_engines_sync(n)
             rc.wait_for_engines(base + n, timeout=START_TIMEOUT)
-            _without_colors(rc[-n:])
+            _prepare(rc[-n:])
     return [f"{name}-{i}" for i in range(n)] if n else []
 
 
