@@ -278,7 +278,7 @@ class ParallelMagics(Magics):
         targets = _first(self._targets_option(options.targets), view.targets)
         result = view.client.direct_view(targets).apply_async(describe, options.names)
         wait(result, self.progress_after_seconds)
-        names = Names(result.get_dict(), differences=options.differences)
+        names = Names(result.get_dict(), options.names, differences=options.differences)
         display(names)
 
     def autopx(self, line: str = "") -> None:

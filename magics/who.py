@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import filter as filter_names
 from typing import TYPE_CHECKING
 
 from ..display import ranges
@@ -36,17 +37,31 @@ class Names:
     ----------
     engines : dict
         Of each engine's id, a dict of name to (type, shape, bytes, value).
+    asked : sequence of str
+        What was asked for, with wildcards; what is nowhere is said.
     differences : bool
         Leave out what is the same everywhere.
     """
 
     def __init__(
-        self, engines: Mapping[int, Mapping[str, Described]], *, differences: bool = False
+        self,
+        engines: Mapping[int, Mapping[str, Described]],
+        asked: Sequence[str] = (),
+        *,
+        differences: bool = False,
     ) -> None:
         self.engines = engines
         names = sorted({name for names in engines.values() for name in names}, key=str.lower)
         rows = [row for name in names for row in self._rows(name)]
         self.rows = [row for row in rows if row.differs or not differences]
+        where = f"on engines {ranges(engines)}"
+        nowhere = [pattern for pattern in asked if not filter_names(names, pattern)]
+        #: what the rows do not say
+        self._note = ""
+        if nowhere:
+            self._note = f"nothing named {', '.join(nowhere)} {where}"
+        elif not self.rows:
+            self._note = f"no names {'that differ ' if rows else ''}{where}"
 
     def _rows(self, name: str) -> list[Row]:
         alike: dict[Described | None, list[int | None]] = {}
@@ -65,7 +80,7 @@ class Names:
 
     def __repr__(self) -> str:
         if not self.rows:
-            return f"no names on engines {ranges(self.engines)}"
+            return self._note
         table = [HEADER, *((DIFFERS * row.differs, *row.cells) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = []
@@ -77,11 +92,14 @@ class Names:
             ]
             lines.append("  ".join(padded).rstrip())
         lines.insert(1, "-" * max(map(len, lines)))
+        if self._note:
+            lines.append(self._note)
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
+        note = f"<p>{html.escape(self._note)}</p>" if self._note else ""
         if not self.rows:
-            return f"<p>{html.escape(repr(self))}</p>"
+            return note
         left = ' style="text-align: left"'
         head = "".join(f"<th{left}>{title}</th>" for title in HEADER)
         body = []
@@ -92,4 +110,4 @@ class Names:
                 for cell, title in zip((DIFFERS * row.differs, *row.cells), HEADER, strict=True)
             )
             body.append(f"<tr{mark}>{cells}</tr>")
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{note}"

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .display import in_kernel
+from .engine.interrupts import uninterrupted
 from .waiting import seconds
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ def progress(*args: Any, widget: bool | None = None, **kwargs: Any) -> Any:
         kwargs["disable"] = noninteractive() or not _seen(kwargs["file"])
     if widget is None:
         widget = in_kernel() and find_spec("ipywidgets") is not None
-    if widget:
-        return import_module("tqdm.notebook").tqdm(*args, **kwargs)
-    return import_module("tqdm").tqdm(*args, **kwargs)
+    tqdm = import_module("tqdm.notebook" if widget else "tqdm").tqdm
+    with uninterrupted():  # a bar that is half made complains when it is thrown away
+        return tqdm(*args, **kwargs)
 
 
 def wait_with_bar(

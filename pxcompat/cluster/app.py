@@ -487,7 +487,9 @@ pxcluster stop
             self.subapp.start()
             return
         names = ", ".join(name for name, _ in _COMMANDS)
-        sys.stdout.write(f"No subcommand specified. There are: {names}\n\n")
+        given = self.extra_args[:1]
+        what = f"No subcommand is named {given[0]!r}" if given else "No subcommand specified"
+        sys.stdout.write(f"{what}. There are: {names}\n\n")
         self.print_description()
         self.print_subcommands()
         self.exit(1)

@@ -287,20 +287,26 @@ class Engine:
         output = RequestOutput(partial(self.tasks.say, task), self._flusher)
         self.shell.output = output
         reply = Reply(request.msg_id, "ok", self.key)
+        failure: BaseException | None = None
         try:
             try:
                 with self._interrupts():
                     if request.kind == "apply":
                         self._apply(request, reply)
                     else:
-                        self._execute(request, reply)
+                        failure = self._execute(request, reply)
             finally:
                 # an interrupt may come as late as here, in place of the result
                 self._interruptible = False
         except BaseException as error:
+            failure = error
+        if failure is not None:
             reply.status = "error"
             reply.result = None
-            reply.content = describe_failure(error, self._engine_info(request), self.shell)
+            rendered = self.shell.take_traceback(failure)
+            info = self._engine_info(request)
+            reply.content = describe_failure(failure, info, self.shell, rendered)
+            failure = None  # whose traceback has this frame, and so all that the request made
         if reply.status == "error" and request.kind == "execute":
             output.emit("error", reply.content)
         self.shell.print_traceback()
@@ -352,23 +358,19 @@ class Engine:
 
         return get_asyncio_loop().run_until_complete(wait())
 
-    def _execute(self, request: Request, reply: Reply) -> None:
+    def _execute(self, request: Request, reply: Reply) -> BaseException | None:
         content = request.content
         shell = self.shell
-        count = shell.execution_count
         result: Any = shell.run_cell(
             content["code"],
             store_history=content.get("store_history", not content["silent"]),
             silent=content["silent"],
         )
-        error = result.error_before_exec or result.error_in_exec
-        if error is None:
-            reply.content = {"execution_count": count, "silent": content["silent"]}
-        else:
-            reply.status = "error"
-            info = self._engine_info(request)
-            reply.content = describe_failure(error, info, shell, list(shell.last_traceback))
-            shell.last_traceback = ()
+        # of the last cell that was counted, as ipykernel's: a silent one has no count
+        count = shell.execution_count - 1
+        reply.content = {"execution_count": count, "silent": content["silent"]}
+        failure: BaseException | None = result.error_before_exec or result.error_in_exec
+        return failure
 
     def _engine_info(self, request: Request) -> dict[str, Any]:
         return {"engine_uuid": self.key, "engine_id": self.id, "method": request.kind}

@@ -9,7 +9,7 @@ import glob
 import os
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from .failure import end_with_users
+from .interrupts import uninterrupted
 from .output import plain
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class EngineShell(InteractiveShell):
 
     #: the output of the running request; None between requests
     output: RequestOutput | None = None
-    #: the lines of the last traceback, as long as nobody has been shown it
-    last_traceback: Sequence[str] = ()
+    #: the last error and the lines of its traceback, as long as nobody has been shown it
+    _last_traceback: tuple[BaseException, list[str]] | None = None
     #: whether the shell's namespace is this process's ``__main__``
     is_main = True
 
@@ -113,17 +114,46 @@ class EngineShell(InteractiveShell):
         end_with_users(tb)
         return etype, value, tb
 
+    def showtraceback(
+        self,
+        exc_tuple: Any = None,
+        filename: str | None = None,
+        tb_offset: int | None = None,
+        exception_only: bool = False,
+        running_compiled_code: bool = False,
+    ) -> None:
+        """Format and show what was raised; an interrupt is for code of the user's, not for this,
+        of which it would show hundreds of lines."""
+        try:
+            with uninterrupted():
+                super().showtraceback(
+                    exc_tuple, filename, tb_offset, exception_only, running_compiled_code
+                )
+        except KeyboardInterrupt as interrupt:
+            # a cell that has ended by an error needs no interrupt; one that goes on does
+            if not running_compiled_code:
+                raise interrupt from None
+
     def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
         # IPython's hook for frontends: a failed cell's travels in the reply
         self.print_traceback()
-        self.last_traceback = list(stb)
+        self._last_traceback = evalue, list(stb)
+
+    def take_traceback(self, error: BaseException) -> list[str] | None:
+        """The lines of the last traceback, to be shown by the caller, if it is this error's."""
+        if self._last_traceback is None or self._last_traceback[0] is not error:
+            return None
+        _, lines = self._last_traceback
+        self._last_traceback = None
+        return lines
 
     def print_traceback(self) -> None:
         """Print the last traceback, which is no failed cell's: of a script that ``%run`` ran, say,
         or of the ``repr`` of a result."""
-        if self.last_traceback:
-            sys.stderr.write("\n".join(self.last_traceback) + "\n")
-            self.last_traceback = ()
+        if self._last_traceback is not None:
+            _, lines = self._last_traceback
+            self._last_traceback = None
+            sys.stderr.write("\n".join(lines) + "\n")
 
     def ask_exit(self) -> None:
         """``exit`` in a cell: say how an engine is ended."""

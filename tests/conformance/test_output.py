@@ -125,6 +125,32 @@ def test_tracebacks_that_are_not_the_cells_own_are_shown(
     assert "as written" not in "\n".join(caught.value.render_traceback())
 
 
+def test_an_interrupt_while_a_traceback_is_formatted(e0: ipp.DirectView) -> None:
+    """The traceback is shown whole, and the interrupt ends the cell that would have gone on."""
+    e0.execute(
+        "import os, signal\n"
+        "class Loud(Exception):\n"
+        "    said = False\n"
+        "    def __str__(self):\n"
+        "        if not Loud.said:\n"
+        "            Loud.said = True\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        return 'as written'",
+        block=True,
+    )
+    ar = e0.execute(
+        "try:\n    raise Loud\nexcept Loud:\n    get_ipython().showtraceback()\nprint('on')",
+        silent=False,
+        block=False,
+    )
+    with pytest.raises(ipp.RemoteError, match="KeyboardInterrupt"):
+        ar.get(PATIENCE)
+    assert ar.wait_for_output(PATIENCE)
+    assert ar.stdout == ""
+    assert ar.stderr.count(": as written\n") == 1
+    assert "IPython/core" not in ar.stderr
+
+
 def test_names_that_are_not_utf_8_can_be_printed(e0: ipp.DirectView) -> None:
     ar = e0.execute("import os; name = os.fsdecode(b'caf\\xe9.txt'); print(name)", block=False)
     ar.get(PATIENCE)

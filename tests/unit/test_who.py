@@ -31,6 +31,18 @@ def test_names_that_differ_are_marked() -> None:
     assert repr(Names({0: {}, 1: {}})) == "no names on engines 0-1"
 
 
+def test_what_was_asked_for_and_is_nowhere_is_said() -> None:
+    engines = {n: {"same": ("int", "", 28, "1")} for n in range(2)}
+    some = Names(engines, ["s*", "nosuch", "x?"])
+    assert repr(some).splitlines()[2:] == [
+        "  same  0-1      int             28  1",
+        "nothing named nosuch, x? on engines 0-1",
+    ]
+    assert some._repr_html_().endswith("<p>nothing named nosuch, x? on engines 0-1</p>")
+    assert repr(Names({0: {}, 1: {}}, ["nosuch"])) == "nothing named nosuch on engines 0-1"
+    assert repr(Names(engines, ["same"], differences=True)) == "no names that differ on engines 0-1"
+
+
 def test_names_of_a_namespace() -> None:
     shell = SimpleNamespace(user_ns={}, user_ns_hidden={"hidden": 1})
 
