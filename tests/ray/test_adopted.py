@@ -16,7 +16,7 @@ from .conftest import python
 ADOPT = """if True:
     import os, time
     import ray
-    ray.init(num_cpus=3, include_dashboard=True, logging_level="ERROR", namespace="mine")
+    ray.init("local", num_cpus=3, include_dashboard=True, logging_level="ERROR", namespace="mine")
     import pxcompat as ipp
 
     # the Ray that this process is connected to

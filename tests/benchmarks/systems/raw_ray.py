@@ -25,7 +25,8 @@ class Engine:
 
 class Actors:
     def start(self, n: int) -> None:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        # not a cluster that somebody else started on this machine
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         cls: Any = ray.remote(num_cpus=0)(Engine)
         self._actors = [cls.remote() for _ in range(n)]
         self._function = ray.put(nothing)
