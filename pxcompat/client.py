@@ -199,7 +199,7 @@ class Client(Work):
             raise
 
     def _activate_in_ipython(self) -> None:
-        """Provide ``%px`` for this client's engines, as soon as it exists."""
+        """Provide ``%px`` for this client's engines, unless an open client does."""
         if "IPython" not in sys.modules:
             return  # then nobody types magics
         from IPython import get_ipython
@@ -229,6 +229,10 @@ class Client(Work):
         for msg_id in self.outstanding:
             why = f"the client was closed before task {msg_id!r} was done; get_result() of another"
             self._dispatcher.fail(msg_id, EngineError(f"{why} client can fetch it"))
+        _open_clients.discard(self)
+        others = [client for client in _open_clients if not client._closed]
+        if len(others) == 1:  # %px may have been this client's
+            others[0]._activate_in_ipython()
 
     def __enter__(self) -> Client:
         return self
@@ -559,13 +563,15 @@ class Client(Work):
         )
 
 
-#: closed when the process exits
+#: to be closed when the process exits
 _open_clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
-    for client in list(_open_clients):
+    clients = list(_open_clients)
+    _open_clients.clear()
+    for client in clients:
         client.close()
 
 

@@ -72,7 +72,8 @@ def wait_with_bar(
     limit = seconds(timeout)
     deadline = float("inf") if limit is None else time.monotonic() + limit
     shown = 0
-    with progress(widget=widget, total=len(result), unit="tasks", desc=result._fname) as bar:
+    bar = progress(widget=widget, total=len(result), unit="tasks", desc=result._fname)
+    try:
         while True:
             # woken by the end; the interval is for the bar alone
             pause = max(0, min(interval, deadline - time.monotonic()))
@@ -82,6 +83,10 @@ def wait_with_bar(
             shown = count
             if finished or time.monotonic() >= deadline:
                 return
+    finally:
+        # in one step for those who show output above it
+        with bar.get_lock():
+            bar.close()
 
 
 def _wait_until(result: AsyncResult, return_when: str | None, timeout: float) -> bool:

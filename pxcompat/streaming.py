@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -310,6 +311,8 @@ class _Terminal:
         #: unfinished lines by stream, and how many of them are on the screen
         self._live: dict[tuple[str, int | None], str] = {}
         self._drawn = 0
+        #: progress bars of this process that were beneath them then
+        self._beneath: list[weakref.ref[Any]] = []
         #: whether they have changed since, and when they may be drawn anew
         self._stale = False
         self._due = 0.0
@@ -353,12 +356,17 @@ class _Terminal:
                 self._live.pop((name, engine), None)
 
     def pause(self) -> float | None:
-        return max(0, self._due - time.monotonic()) if self._stale else None
+        if self._stale:
+            return max(0, self._due - time.monotonic())
+        return REDRAW if self._drawn else None  # to see bars that begin
 
     def refresh(self) -> None:
-        self._stale = False
-        with self._out_of_the_way():
-            pass  # they are drawn anew
+        # not by ==, which for tqdm is to be at the same place
+        begun = {id(bar) for bar in _bars()} - {id(known()) for known in self._beneath}
+        if self._stale or begun:
+            self._stale = False
+            with self._out_of_the_way():
+                pass  # they are drawn anew
 
     @contextmanager
     def aside(self) -> Iterator[Any]:
@@ -378,11 +386,18 @@ class _Terminal:
         tqdm = sys.modules.get("tqdm")
         with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode():
             if self._drawn:
-                sys.stdout.write(f"\x1b[{self._drawn}A\x1b[J")
-                self._drawn = 0
+                self._erase()
             yield
             if self._live and _is_terminal(sys.stdout):
                 self._draw()
+
+    def _erase(self) -> None:
+        # a bar that has ended meanwhile has left its line beneath ours
+        beneath = [known() for known in self._beneath]
+        left = sum(bar is None or bar.disable for bar in beneath)
+        remove = f"\x1b[{self._drawn}M\x1b[{left}B" if left else "\x1b[J"
+        sys.stdout.write(f"\x1b[{self._drawn + left}A{remove}")
+        self._drawn = 0
 
     def _draw(self) -> None:
         self._printer.end_line(sys.stdout)
@@ -396,7 +411,15 @@ class _Terminal:
         sys.stdout.write("".join(line[: width - 1] + "\n" for line in lines))
         sys.stdout.flush()
         self._drawn = len(lines)
+        self._beneath = [weakref.ref(bar) for bar in _bars()]
         self._stale, self._due = False, time.monotonic() + REDRAW
+
+
+def _bars() -> list[Any]:
+    """This process's progress bars, as far as their lines stay."""
+    tqdm = sys.modules.get("tqdm")
+    bars = () if tqdm is None else list(getattr(tqdm.tqdm, "_instances", ()))
+    return [bar for bar in bars if bar.leave]
 
 
 def _is_terminal(stream: Any) -> bool:

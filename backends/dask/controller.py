@@ -96,7 +96,8 @@ def _fork(run: Callable[[], None], log_path: str, keep: tuple[int, ...] = ()) ->
     try:
         _die_with_parent(parent)
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for signum in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_DFL)
         null = os.open(os.devnull, os.O_RDONLY)
         out = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for fd, target in ((null, 0), (out, 1), (out, 2)):

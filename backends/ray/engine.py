@@ -133,6 +133,8 @@ class EngineActor:
         # Ray blocks it in its processes; unblocked, it interrupts the main thread
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is an engine to interrupt
+        # Ray's own handler raises SystemExit, with which a cell ends and its engine goes on
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         settle(setup)
         _end_stdin()
         tempfile.tempdir = None  # it may be another one now

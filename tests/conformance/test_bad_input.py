@@ -339,13 +339,26 @@ def die(*args: Any) -> None:
         lambda rc: rc[rc.ids[-1]].execute(
             "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", silent=False, block=False
         ),
+        lambda rc: rc[rc.ids[-1]].execute(
+            "import os, signal; os.kill(os.getpid(), signal.SIGTERM)", silent=False, block=False
+        ),
         lambda rc: rc[rc.ids[-2:]].apply_async(die),
         lambda rc: rc[rc.ids[-2:]].map_async(die, range(4)),
         lambda rc: rc[rc.ids[-2:]].scatter("part", [_Deadly(), _Deadly()], block=False),
         lambda rc: rc.load_balanced_view().apply_async(die),
         lambda rc: rc.load_balanced_view().map_async(die, range(2)),
     ],
-    ids=["apply", "execute", "killed", "two", "map", "scatter", "balanced", "balanced map"],
+    ids=[
+        "apply",
+        "execute",
+        "killed",
+        "terminated",
+        "two",
+        "map",
+        "scatter",
+        "balanced",
+        "balanced map",
+    ],
 )
 def test_an_engine_that_dies_in_a_request(rc: ipp.Client, call: Callable[[Any], Any]) -> None:
     started = time.monotonic()

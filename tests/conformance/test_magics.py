@@ -464,6 +464,16 @@ def test_sets_with_a_suffix(rc: Any, ip: InteractiveShell, view: Any) -> None:
     assert results(shown[0]) == [f"Out[{view.targets[0]}]: 1"]
 
 
+def test_px_goes_back_to_the_client_that_is_left(
+    cluster: Any, rc: Any, ip: InteractiveShell, view: Any
+) -> None:
+    """As when a library takes ``%px`` for a client of its own, which it closes."""
+    with cluster.connect_client_sync() as other:
+        other.activate(view.targets[:1])
+        assert results(px(ip, "", "1")) == [f"Out[{view.targets[0]}]: 1"]
+    assert results(px(ip, f"-t {view.targets[1]}", "2")) == [f"Out[{view.targets[1]}]: 2"]
+
+
 def test_plots_come_back(rc: Any, ip: InteractiveShell, view: Any) -> None:
     pytest.importorskip("matplotlib")
     px(ip, f"-t {rc.ids[0]}", "%matplotlib inline\nimport matplotlib.pyplot as plt")

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pyte
 import pytest
+from tqdm import tqdm
 
 from pxcompat import streaming
 from pxcompat.dispatch import _record
@@ -20,6 +22,8 @@ from pxcompat.error import CompositeError, ErrorItem
 from pxcompat.futures import MessageFuture, Metadata
 from pxcompat.protocol import OutputEvent
 from pxcompat.streaming import OutputStreamer
+
+from ..common import wait_until
 
 
 class Engine:
@@ -51,26 +55,10 @@ class Output(io.StringIO):
 
     def screen(self) -> list[str]:
         """The lines a terminal shows in the end, empty ones left out."""
-        lines = [""]
-        row = 0
-        text = self.getvalue()
-        while text:
-            if text.startswith("\x1b["):
-                up, command = int("0" + text[2 : text.index("A")]), "A"
-                row -= up
-                text = text[text.index(command) + 1 :]
-                assert text.startswith("\x1b[J")
-                del lines[row:]
-                lines.append("")
-                text = text[3:]
-                continue
-            if text[0] == "\n":
-                row += 1
-                lines.append("")
-            else:
-                lines[row] += text[0]
-            text = text[1:]
-        return [line for line in lines if line]
+        screen = pyte.Screen(80, 100)
+        screen.set_mode(pyte.modes.LNM)
+        pyte.Stream(screen).feed(self.getvalue())
+        return [line for shown in screen.display if (line := shown.rstrip())]
 
 
 @pytest.fixture
@@ -132,8 +120,28 @@ def test_bars_on_a_terminal_keep_their_lines(out: Callable[[bool], Output]) -> N
         a.print("\rthe end\n")
         streamer._queue.put(lambda: shown.append(output.screen()))
         b.print("\rb 3")
-    assert shown == [["[stdout:0] ", "the end", "[stdout:1] b 2"]]
-    assert output.screen() == ["[stdout:0] ", "the end", "[stdout:1] ", "b 3"]
+    assert shown == [["[stdout:0]", "the end", "[stdout:1] b 2"]]
+    assert output.screen() == ["[stdout:0]", "the end", "[stdout:1]", "b 3"]
+
+
+def test_a_bar_here_that_ends_keeps_its_line_beneath_those_of_engines(
+    out: Callable[[bool], Output],
+) -> None:
+    output, a, b = out(True), Engine(0), Engine(1)
+    with streamed(a, b):
+        a.print("\ra 1")
+        b.print("\rb 1")
+        wait_until(lambda: output.screen() == ["[stdout:0] a 1", "[stdout:1] b 1"])
+        with tqdm(total=2, desc="%px", file=output) as bar:
+            drawn = output.getvalue().count("a 1")
+            wait_until(lambda: output.getvalue().count("a 1") > drawn)
+            bar.update(2)
+            with bar.get_lock():
+                bar.close()
+        a.print("\ra 2\n")
+    bar_line, *rest = (line for line in output.screen() if not line.startswith("[stdout"))
+    assert bar_line.startswith("%px: 100%")
+    assert rest == ["a 2", "b 1"]
 
 
 def test_of_many_bars_a_terminal_shows_some(
