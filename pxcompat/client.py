@@ -180,7 +180,8 @@ class Client(Work):
         self._finalizer.atexit = False
         #: the scheduler of engines that are Dask workers by `become_dask` alone
         self._dask: Any = None
-        _open_clients.add(self)
+        with _open_lock:
+            _open_clients.add(self)
         if lease.missing:
             self._backend.start_engines(lease.missing)
         if lease.expected and len(self.ids) < lease.expected:
@@ -229,8 +230,9 @@ class Client(Work):
         for msg_id in self.outstanding:
             why = f"the client was closed before task {msg_id!r} was done; get_result() of another"
             self._dispatcher.fail(msg_id, EngineError(f"{why} client can fetch it"))
-        _open_clients.discard(self)
-        others = [client for client in _open_clients if not client._closed]
+        with _open_lock:
+            _open_clients.discard(self)
+            others = list(_open_clients)
         if len(others) == 1:  # %px may have been this client's
             others[0]._activate_in_ipython()
 
@@ -565,12 +567,15 @@ class Client(Work):
 
 #: to be closed when the process exits
 _open_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+#: other threads may make or close clients
+_open_lock = threading.Lock()
 
 
 @atexit.register
 def _close_all() -> None:
-    clients = list(_open_clients)
-    _open_clients.clear()
+    with _open_lock:
+        clients = list(_open_clients)
+        _open_clients.clear()
     for client in clients:
         client.close()
 
