@@ -370,4 +370,5 @@ class View(HasTraits):
 
 def _short(text: str, length: int = 40) -> str:
     """The first line, shortened, for a dashboard."""
-    return text.partition("\n")[0][:length]
+    # schedulers send it, and have no bytes for lone surrogates
+    return text.partition("\n")[0][:length].encode(errors="backslashreplace").decode()

@@ -62,7 +62,7 @@ class Map:
         """The parts end to end.  Values among lists (``scatter(flatten=True)``) are items."""
         first = listOfPartitions[0]
         if is_array(first) and first.ndim:
-            return sys.modules["numpy"].concatenate(listOfPartitions)
+            return sys.modules["numpy"].concatenate(listOfPartitions, dtype=_kind(listOfPartitions))
         if not any(isinstance(part, (list, tuple)) for part in listOfPartitions):
             return listOfPartitions
         return [item for part in listOfPartitions for item in _items(part)]
@@ -111,7 +111,8 @@ class RoundRobinMap(Map):
         numpy: Any = sys.modules["numpy"]
         lengths = [len(part) for part in listOfPartitions]
         shape = (sum(lengths), *listOfPartitions[0].shape[1:])
-        whole = numpy.empty(shape, dtype=numpy.result_type(*listOfPartitions))
+        kind = _kind(listOfPartitions) or numpy.result_type(*listOfPartitions)
+        whole = numpy.empty(shape, dtype=kind)
         for place, part in zip(self.places(lengths), listOfPartitions, strict=True):
             whole[place] = part
         return whole
@@ -121,6 +122,12 @@ class RoundRobinMap(Map):
         parts = [_items(part) for part in listOfPartitions]
         rounds = max(len(part) for part in parts)
         return [part[i] for i in range(rounds) for part in parts if i < len(part)]
+
+
+def _kind(parts: Sequence[Any]) -> Any:
+    """The dtype that all arrays have, which numpy would make native; None if they differ."""
+    kinds = {getattr(part, "dtype", None) for part in parts}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _items(part: Any) -> Sequence[Any]:

@@ -70,9 +70,13 @@ def _blocks(obj: Any) -> tuple[list[Any], Callable[..., Any], str] | None:
     """The blocks of a collection along its first axis, how an engine joins its own, and how to
     have more of them."""
     if isinstance(obj, (list, tuple)):
-        if obj and all(isinstance(item, Delayed) for item in obj):
-            return list(obj), _join_values, "make more of them"
-        return None
+        if not (obj and isinstance(obj[0], Delayed)):
+            return None
+        if not all(isinstance(item, Delayed) for item in obj):
+            raise ValueError("only some of the list are Delayed objects: make the others so, too")
+        return list(obj), _join_values, "make more of them"
+    if isinstance(obj, Delayed):
+        raise ValueError("one Delayed object has no parts: scatter a list of them, or push it")
     if not is_dask_collection(obj) or not hasattr(obj, "to_delayed"):
         return None
     if hasattr(obj, "chunks"):

@@ -11,6 +11,7 @@ from pxcompat.engine import names
 from pxcompat.engine.runtime import Engine
 
 from . import metrics
+from .wire import encodable
 
 __all__ = ["Observed"]
 
@@ -101,6 +102,6 @@ class Observed:
         }
         if with_names:
             looking = asyncio.to_thread(names.largest, self._engine.shell, NAMES)
-            answer["names"] = await asyncio.wait_for(looking, PATIENCE)
+            answer["names"] = encodable(await asyncio.wait_for(looking, PATIENCE))
             answer["size"] = await self._sizes()
         return answer

@@ -55,10 +55,10 @@ def take_apart(obj: Any, count: int, address: str, *, copy: bool) -> list[Blocks
     if not is_collection(obj):
         return None
     if isinstance(obj, (list, tuple)):
-        refs, kind = [accept(ref, address).ref for ref in obj], "values"
+        refs, kind, empty = [accept(ref, address).ref for ref in obj], "values", None
         hint = "make more of them"
     else:
-        refs, kind = _blocks(obj, address)
+        refs, kind, empty = _blocks(obj, address)
         hint = "repartition() it"
     if len(refs) < count:
         what = "objects" if kind == "values" else "blocks"
@@ -67,11 +67,11 @@ def take_apart(obj: Any, count: int, address: str, *, copy: bool) -> list[Blocks
             f"{hint}, or scatter to fewer engines"
         )
     split = Map()
-    return [Blocks(split.getPartition(refs, i, count), kind, copy) for i in range(count)]
+    return [Blocks(split.getPartition(refs, i, count), kind, copy, empty) for i in range(count)]
 
 
-def _blocks(dataset: Any, address: str) -> tuple[list[Any], str]:
-    """References to a dataset's blocks, in order, and what they are."""
+def _blocks(dataset: Any, address: str) -> tuple[list[Any], str, Any]:
+    """References to a dataset's blocks, in order, what they are, and one without rows."""
     from ray.data.dataset import MaterializedDataset
 
     if not isinstance(dataset, MaterializedDataset):
@@ -79,8 +79,11 @@ def _blocks(dataset: Any, address: str) -> tuple[list[Any], str]:
     with _in_order(dataset.context.execution_options):
         there = dataset.materialize()
     refs = [ref for bundle in there.iter_internal_ref_bundles() for ref in bundle.block_refs]
-    kind = "array" if is_one_array(there.schema()) else "table"
-    return [accept(ref, address).ref for ref in refs], kind
+    schema = there.schema()
+    kind = "array" if is_one_array(schema) else "table"
+    # pyarrow's, or of blocks that are pandas', Ray's own
+    make = getattr(getattr(schema, "base_schema", None), "empty_table", None)
+    return [accept(ref, address).ref for ref in refs], kind, make() if make is not None else None
 
 
 @contextlib.contextmanager

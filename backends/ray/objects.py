@@ -7,6 +7,7 @@ They travel beside the pickled arguments of a call, so that Ray knows who has th
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,17 +72,20 @@ class Blocks:
         objects of any kind.
     own
         Whether what is made of them may not be shared with whoever else has them.
+    empty
+        A block of the dataset without rows: those of its own that have none have no columns.
     """
 
-    __slots__ = ("kind", "own", "refs")
+    __slots__ = ("empty", "kind", "own", "refs")
 
-    def __init__(self, refs: list[Any], kind: str, own: bool) -> None:
+    def __init__(self, refs: list[Any], kind: str, own: bool, empty: Any = None) -> None:
         self.refs = refs
         self.kind = kind
         self.own = own
+        self.empty = empty
 
     def pack(self) -> tuple[Any, ...]:
-        return ("blocks", [self.refs, self.kind, self.own])
+        return ("blocks", [self.refs, self.kind, self.own, self.empty])
 
     def resolve(self, copy: bool = True) -> Any:
         """One array, dataframe or list of them, on an engine's thread."""
@@ -90,7 +94,7 @@ class Blocks:
         from .tables import join
 
         blocks = [StoredObject(ref).resolve(copy=False) for ref in self.refs]
-        return join(blocks, self.kind, self.own)
+        return join(blocks, self.kind, self.own, self.empty)
 
 
 class Kept:
@@ -182,8 +186,28 @@ def _keep(reference: RemoteReference) -> tuple[str, list[Any]]:
 
 
 def _resolve(packed: tuple[str, list[Any]]) -> Any:
+    if _in_client_server():
+        return _Passing(packed)
     kind, args = packed
     return _KINDS[kind](*args).resolve()
+
+
+class _Passing:
+    """A reference in Ray's client server, which unpickles the arguments of ``ray://`` tasks to
+    pickle them again: the value is the task's, and so is the error when there is none."""
+
+    __slots__ = ("packed",)
+
+    def __init__(self, packed: tuple[str, list[Any]]) -> None:
+        self.packed = packed
+
+    def __reduce__(self) -> Any:
+        return _resolve, (self.packed,)
+
+
+def _in_client_server() -> bool:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec is not None and spec.name.startswith("ray.util.client.server")
 
 
 def _refuse(reference: serialize.Reference) -> Any:

@@ -29,11 +29,17 @@ def is_one_array(schema: Any) -> bool:
     return plain or "tensor" in type(kind).__name__.lower()
 
 
-def join(blocks: Sequence[Any], kind: str, copy: bool) -> Any:
-    """One array or dataframe of blocks; with ``copy`` it is nobody else's."""
+def join(blocks: Sequence[Any], kind: str, copy: bool, empty: Any) -> Any:
+    """One array or dataframe of blocks; with ``copy`` it is nobody else's.  ``empty`` stands for
+    blocks without rows, if there is none with any."""
     from ray.data.block import BlockAccessor
 
-    accessors = [BlockAccessor.for_block(block) for block in blocks]
+    every = [BlockAccessor.for_block(block) for block in blocks]
+    accessors = [accessor for accessor in every if accessor.num_rows()]
+    if not accessors:
+        accessors = [accessor for accessor in every if accessor.column_names()][:1]
+    if not accessors:
+        accessors = every[:1] if empty is None else [BlockAccessor.for_block(empty)]
     if kind == "array":
         import numpy as np
 

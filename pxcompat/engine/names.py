@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Described", "describe", "largest", "total"]
 
-#: characters of a value that are told
+#: characters of a value that are told, and of a name in a dashboard
 VALUE_LIMIT = 40
+NAME_LIMIT = 100
+#: bytes that are told at most: what heartbeats, which a worker cannot do without, can carry
+MOST = (1 << 63) - 1
 
 #: type, shape or length, bytes, and of a small plain value the value
 Described = tuple[str, str, int, str]
@@ -39,14 +42,17 @@ def describe(patterns: Sequence[str]) -> dict[str, Described]:
 def total(shell: EngineShell) -> tuple[int, int]:
     """How many names :func:`describe` would list without patterns, and their bytes."""
     sizes = [_bytes(value) for _, value in _chosen(shell, ())]
-    return len(sizes), sum(sizes)
+    return len(sizes), min(sum(sizes), MOST)
 
 
 def largest(shell: EngineShell, count: int) -> dict[str, tuple[str, str, int]]:
     """Type, shape and bytes of the largest of these names, from any thread."""
     sizes = {name: (_bytes(value), value) for name, value in _chosen(shell, ())}
     order = sorted(sizes, key=lambda name: -sizes[name][0])[:count]
-    return {name: (_type(sizes[name][1]), _shape(sizes[name][1]), sizes[name][0]) for name in order}
+    return {
+        _cut(name, NAME_LIMIT): (_type(sizes[name][1]), _shape(sizes[name][1]), sizes[name][0])
+        for name in order
+    }
 
 
 def _chosen(shell: EngineShell, patterns: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -85,6 +91,12 @@ def _shape(value: Any) -> str:
 
 
 def _bytes(value: Any) -> int:
+    if hasattr(type(value), "__dask_graph__"):
+        return sys.getsizeof(value)  # lazy: what it says is what it would come to
+    return max(0, min(_said(value), MOST))
+
+
+def _said(value: Any) -> int:
     nbytes = _of_class(value, "nbytes")
     if isinstance(nbytes, int):
         return nbytes
@@ -105,6 +117,9 @@ def _text(value: Any) -> str:
     if not (value is None or isinstance(value, (str, bytes, Number))):
         return ""
     with suppress(Exception):  # a user's number
-        text = repr(value)
-        return text if len(text) <= VALUE_LIMIT else text[: VALUE_LIMIT - 3] + "..."
+        return _cut(repr(value), VALUE_LIMIT)
     return ""
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

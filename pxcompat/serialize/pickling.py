@@ -146,6 +146,16 @@ def _is_importable(obj: Any) -> bool:
     return found is obj
 
 
+def _import_module_of(cls: type) -> None:
+    """Import the module that a class says it is of, where nobody has yet, as pickle does: that of
+    ``numpy.recarray`` is ``numpy.rec``.  cloudpickle would take the class for one without."""
+    module = cls.__module__
+    if module in sys.modules or module.partition(".")[0] not in sys.modules:
+        return
+    with suppress(ImportError):  # it is of none
+        importlib.import_module(module)
+
+
 def _new_function(code: types.CodeType, module: str, n_free: int) -> types.FunctionType:
     if _is_interactive(module):
         scope = current_namespace()
@@ -186,6 +196,15 @@ def _reduce_function(function: types.FunctionType) -> tuple[Any, ...]:
     }
     args = (function.__code__, function.__module__ or "__main__", len(function.__closure__ or ()))
     return (_new_function, args, state, None, None, _set_function_state)
+
+
+#: formats that a memoryview can be cast to
+_FORMATS = frozenset("bBchHiIlLqQnNfd?")
+
+
+def _new_view(buffer: Any, format: Any, shape: tuple[int, ...] | None) -> memoryview:
+    view = memoryview(buffer).cast("B")
+    return view.cast(format) if shape is None else view.cast(format, shape)
 
 
 # -- classes ----------------------------------------------------------------------
@@ -265,6 +284,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             # of no module at all, as namedtuple's methods are: with its own globals
             return super().reducer_override(obj)
         if isinstance(obj, type):
+            _import_module_of(obj)
             by_value = super().reducer_override(obj)
             if not _is_interactive(obj.__module__) or by_value is NotImplemented:
                 return by_value
@@ -273,8 +293,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             args = (obj.__qualname__, make, *args)
             state = (obj.__qualname__, fill, contents)
             return (_find_or_make_class, args, state, None, None, _fill_class)
-        elif _is_readonly_array(obj):
-            # arrays arrive writable, so what is sent must not be marked read-only
+        elif type(obj) is memoryview:
+            buffer = pickle.PickleBuffer(obj) if obj.c_contiguous else obj.tobytes()
+            format = obj.format if obj.format in _FORMATS else "B"
+            shape = obj.shape if obj.ndim > 1 and obj.nbytes and format == obj.format else None
+            return _new_view, (buffer, format, shape)
+        elif _is_copied(obj):
             return obj.copy().__reduce_ex__(5)
         return super().reducer_override(obj)
 
@@ -286,9 +310,13 @@ class _CloudPickler(_Pickler):
         return cloudpickle.Pickler.reducer_override(self, obj)
 
 
-def _is_readonly_array(obj: Any) -> bool:
+def _is_copied(obj: Any) -> bool:
+    """Whether an array is copied to be sent: one that is read-only, since arrays arrive writable,
+    and one with gaps, of which numpy would make bytes in the pickle, in this machine's order."""
     numpy = sys.modules.get("numpy")  # whoever has an array has imported numpy
-    return numpy is not None and type(obj) is numpy.ndarray and not obj.flags.writeable
+    if numpy is None or type(obj) is not numpy.ndarray:
+        return False
+    return not (obj.flags.writeable and obj.flags.forc)
 
 
 class _DillPickle:

@@ -132,6 +132,14 @@ def test_each_runs_once_however_they_are_placed(
     assert sorted(int(n) for n in ran if n != "go") == list(range(300))
 
 
+def test_a_function_may_have_any_name(lbv: ipp.LoadBalancedView) -> None:
+    def double(x: int) -> int:
+        return 2 * x
+
+    double.__name__ = "a\ud83d"  # which UTF-8 has no bytes for
+    assert lbv.map_async(double, range(8)).get(PATIENCE) == [2 * n for n in range(8)]
+
+
 def test_imap_takes_an_endless_iterator(lbv: ipp.LoadBalancedView) -> None:
     gen = lbv.imap(lambda x: x * 2, itertools.count(), max_outstanding=4)
     assert [next(gen) for _ in range(10)] == [2 * n for n in range(10)]

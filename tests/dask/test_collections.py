@@ -108,6 +108,10 @@ def test_what_does_not_fit_is_said(view: ipp.DirectView) -> None:
         view.scatter("d['x']", da.ones(4, chunks=1))
     with pytest.raises(ValueError, match="contiguous"):
         view.scatter("x", da.ones(4, chunks=1), dist="r")
+    with pytest.raises(ValueError, match="scatter a list of them"):
+        view.scatter("x", delayed(int)(1))
+    with pytest.raises(ValueError, match="only some of the list are Delayed"):
+        view.scatter("x", [delayed(int)(1), 2])
     with pytest.raises(ValueError, match="to='dask'"):
         view.gather("x", to="ray")
     view.scatter("x", [np.ones((2, 3)), np.ones((2, 4))], flatten=True)

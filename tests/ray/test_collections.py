@@ -14,6 +14,7 @@ import pytest
 import ray
 
 import pxcompat as ipp
+from pxcompat.backends.ray import objects
 
 from ..common import PATIENCE, wait_until
 from .conftest import python
@@ -44,6 +45,13 @@ def test_a_dataset_is_bound_and_put_together(view: ipp.DirectView) -> None:
     assert again.sum("half") == sum(range(100))
     assert [row["half"] for row in again.take_all()] == list(range(100))
     assert view.gather("df.n", to="ray").max("n") == 198
+
+
+def test_parts_without_rows_have_columns(view: ipp.DirectView) -> None:
+    dataset = ray.data.range(20, override_num_blocks=4).filter(lambda row: row["id"] > 17)
+    view.scatter("df", dataset)
+    assert view["df.shape, list(df.columns)"] == [((0, 1), ["id"]), ((2, 1), ["id"])]
+    assert len(set(view["str(df.id.dtype)"])) == 1
 
 
 def test_arrays(view: ipp.DirectView) -> None:
@@ -115,6 +123,17 @@ def test_tasks_take_references(view: ipp.DirectView) -> None:
     # each time that it is pickled
     view.execute("n += 10")
     assert ray.get(same.remote(first)) == ((11,), {})
+
+
+def test_a_reference_passes_through_rays_client_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It unpickles arguments of tasks; an error there would end its client's connection."""
+    lost = "lost", ["engine 0 is gone"]
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "_in_client_server", lambda: True)
+        passed = pickle.dumps(objects._resolve(lost))
+        assert pickle.dumps(pickle.loads(passed)) == passed
+    with pytest.raises(ipp.EngineError, match="engine 0 is gone"):
+        pickle.loads(passed)
 
 
 def test_what_is_no_reference_to_an_engine_is_refused(view: ipp.DirectView) -> None:

@@ -7,6 +7,7 @@ from itertools import count
 import numpy as np
 import pytest
 
+from pxcompat import serialize
 from pxcompat.mapping import Map, RoundRobinMap, as_sequence, dists, mappable
 
 
@@ -63,6 +64,14 @@ def test_what_is_no_list_or_array_is_left_as_it_is(mapping):
         assert mapping.joinPartitions(parts) == parts
     scalars = [np.array(1), np.array(2)]
     assert mapping.joinPartitions(scalars) is scalars
+
+
+def test_arrays_of_one_kind_stay_of_it():
+    big_endian = np.arange(4, dtype=">i4")
+    for mapping in (Map(), RoundRobinMap()):
+        parts = [mapping.getPartition(big_endian, i, 2) for i in range(2)]
+        parts = [serialize.loads(serialize.dumps(part)) for part in parts]
+        assert mapping.joinPartitions(parts).dtype.str == ">i4"
 
 
 def test_parts_of_scatter_flatten_are_joined_though_some_are_items():

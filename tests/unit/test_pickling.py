@@ -239,6 +239,28 @@ def test_namespaces_are_a_threads_own():
 # -- buffers ------------------------------------------------------------------------
 
 
+def test_classes_of_modules_that_nobody_has_imported_go_by_reference():
+    numpy = pytest.importorskip("numpy")
+    records = numpy.zeros(3, dtype=[("i", "i4")]).view(numpy.recarray)
+    assert records.__class__.__module__ == "numpy.rec"
+    sys.modules.pop("numpy.rec", None)
+    assert type(sent(records)) is numpy.recarray
+    assert len(serialize.dumps(numpy.recarray)[0]) < 100
+
+
+def test_memoryviews_arrive_as_they_are():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(12, dtype="i4").reshape(3, 4)
+    for view in (memoryview(b"abc"), memoryview(array), memoryview(array[:, ::2]), memoryview(b"")):
+        got = sent(view)
+        assert type(got) is memoryview and (got.format, got.shape) == (view.format, view.shape)
+        assert got.tobytes() == view.tobytes()
+    records = memoryview(numpy.zeros(3, dtype=[("i", "i4")]))
+    assert sent(records).tobytes() == records.tobytes()  # of a kind that no memoryview can tell
+    large = memoryview(bytearray(OUT_OF_BAND))
+    assert len(serialize.dumps(large)) == 2
+
+
 def test_large_buffers_stay_out_of_band_uncopied():
     numpy = pytest.importorskip("numpy")
     a = numpy.zeros(OUT_OF_BAND, dtype="u1")

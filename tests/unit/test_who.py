@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pxcompat import engine
-from pxcompat.engine.names import describe
+from pxcompat.engine.names import describe, largest, total
 from pxcompat.magics.who import Names
 
 
@@ -65,3 +65,20 @@ def test_names_of_a_namespace() -> None:
     assert names["lazy"][:2] == ("Lazy", "")
     assert names["text"] == ("str", "len 50", sys.getsizeof("x" * 50), "'" + "x" * 36 + "...")
     assert names["re"][3] == "re"
+
+
+def test_what_says_to_be_larger_than_can_be_told() -> None:
+    class Huge:
+        nbytes = 10**30
+
+    class Lazy(Huge):
+        def __dask_graph__(self) -> None: ...
+
+    shell: Any = SimpleNamespace(user_ns={"n" * 1000: Huge(), "b": Huge()}, user_ns_hidden={})
+    assert total(shell) == (2, 2**63 - 1)
+    assert {name: size for name, (_, _, size) in largest(shell, 2).items()} == {
+        "n" * 97 + "...": 2**63 - 1,
+        "b": 2**63 - 1,
+    }
+    shell.user_ns = {"lazy": Lazy()}
+    assert total(shell)[1] < 1000
