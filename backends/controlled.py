@@ -39,9 +39,16 @@ GRACE = 8
 class LaunchedCluster:
     """A controller that this process started (:class:`pxcompat.protocol.Launched`)."""
 
-    def __init__(self, process: subprocess.Popen[bytes], info: dict[str, Any], log: IO[bytes]):
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        info: dict[str, Any],
+        log: IO[bytes],
+        folder: str,
+    ):
         self._process = process
         self._log = log
+        self._folder = folder
         self._stopped = False
         self._lock = threading.Lock()
         self.info = info
@@ -80,7 +87,7 @@ class LaunchedCluster:
                 log.debug("%s\n%s", self._why(), _tail(self._log))
             self._log.close()
             # a controller that was killed could not
-            remove(self.info["folder"])
+            remove(self._folder)
 
 
 def remove(folder: str, timeout: float = 2) -> None:
@@ -100,6 +107,7 @@ def start(
     what: str,
     timeout: float,
     env: Mapping[str, str] | None = None,
+    longest: int | None = None,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> LaunchedCluster:
     """Run a module as the controller of a new cluster; returns when it answers.
@@ -110,6 +118,8 @@ def start(
         What is started, for errors: ``"the Dask cluster"``.
     env
         Changes to the controller's environment.
+    longest
+        Characters that the path of the cluster's folder may have; else it is in ``/tmp``.
     meanwhile
         Called while the controller starts.
 
@@ -118,34 +128,44 @@ def start(
     BackendError
         With the end of the controller's log.
     """
-    log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the cluster
-    process = subprocess.Popen(
-        [sys.executable, "-m", module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        cwd=spec.cwd,
-        env={**os.environ, **(env or {})},
-        # a Ctrl-C in this terminal is for us, not for the cluster
-        start_new_session=True,
-    )
-    try:
+    with contextlib.ExitStack() as started:
+        log = started.enter_context(tempfile.TemporaryFile())
+        # ours, so that it goes even when the controller has to be killed before it answers
+        folder = _make_folder(spec.env.get("TMPDIR"), longest)
+        started.callback(remove, folder)
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=spec.cwd,
+            env={**os.environ, **(env or {})},
+            # a Ctrl-C in this terminal is for us, not for the cluster
+            start_new_session=True,
+        )
+        started.callback(_end, process)
         assert process.stdin is not None
-        process.stdin.write(json.dumps(asdict(spec)).encode() + b"\n")
+        order = {**asdict(spec), "folder": folder}
+        process.stdin.write(json.dumps(order).encode() + b"\n")
         process.stdin.flush()
         meanwhile()
         answer = _first_line(process, timeout)
-    except BaseException:
+        if "info" in answer:
+            started.pop_all()
+            return LaunchedCluster(process, answer["info"], log, folder)
         _end(process)
-        log.close()
-        raise
-    if "info" in answer:
-        return LaunchedCluster(process, answer["info"], log)
-    _end(process)
-    tail = _tail(log)
-    log.close()
+        tail = _tail(log)
     reason = answer.get("error") or f"its controller did not answer within {timeout:g} s"
     raise BackendError(f"{what} did not start: {reason}\n{tail}".rstrip())
+
+
+def _make_folder(under: str | None, longest: int | None) -> str:
+    """The temporary folder of a cluster."""
+    if under is None or not os.path.isdir(under):
+        under = tempfile.gettempdir()
+    if longest is not None and len(under) + len("/pxcompat-12345678") > longest:
+        under = "/tmp"
+    return tempfile.mkdtemp(prefix="pxcompat-", dir=under)
 
 
 def _sweep(process: subprocess.Popen[bytes]) -> None:
@@ -166,6 +186,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if process.returncode:
+        # before its stdout is closed, at which we wait for who still has it
         _sweep(process)
     process.stdout.close()
 

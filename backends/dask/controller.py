@@ -30,7 +30,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -285,7 +284,7 @@ class _Supervisor:
         import dask
 
         self.order = order
-        self.directory = tempfile.mkdtemp(prefix="pxcompat-")
+        self.directory: str = order["folder"]
         # whatever Dask writes, in whichever process, goes when the cluster goes
         dask.config.set({"temporary-directory": self.directory})
         self.logs = order.get("log_dir") or self.directory
@@ -308,7 +307,6 @@ class _Supervisor:
                         **self.info,
                         "pid": os.getpid(),
                         "logs": self.logs,
-                        "folder": self.directory,
                     }
                 }
             )

@@ -32,8 +32,6 @@ CONNECT_TIMEOUT = 10
 
 __all__ = ["main"]
 
-#: characters that the path of a folder may have, for Ray's sockets in it to have a valid one
-LONGEST = 40
 #: seconds for Ray's processes to end by themselves, before they are killed
 GRACE = 5
 #: what the main thread is told: the cluster is to end; nobody has said so yet; the engines are
@@ -47,8 +45,7 @@ class _Controller:
         self.order = order
         self.options: dict[str, Any] = order["options"]
         self.address = self.options.get("address")
-        short = len(tempfile.gettempdir()) + len("/pxcompat-12345678") <= LONGEST
-        self.folder = tempfile.mkdtemp(prefix="pxcompat-", dir=None if short else "/tmp")
+        self.folder: str = order["folder"]
         self.logs = "" if self.address else order.get("log_dir") or self.folder
         self.registry: Any = None
         #: what of Ray is to start once the engines are there
@@ -111,7 +108,6 @@ class _Controller:
             "token": token,
             "pid": os.getpid(),
             "logs": self.logs,
-            "folder": self.folder,
         }
 
     def _keep_temporary_files(self) -> None:

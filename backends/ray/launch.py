@@ -17,6 +17,9 @@ from .order import OPTIONS
 
 __all__ = ["RayProvider", "provider"]
 
+#: characters that the path of a folder may have, for Ray's sockets in it to have a valid one
+LONGEST = 40
+
 # found missing now, and not in the middle of something; loaded when it is needed
 session.require_ray()
 
@@ -56,6 +59,7 @@ class RayProvider:
             what="the Ray cluster",
             timeout=timeout,
             env=environ,
+            longest=LONGEST,
             # needed next
             meanwhile=_load,
         )

@@ -104,7 +104,7 @@ def rc(cluster: Any) -> Iterator[ipp.Client]:
         cluster.start_engines_sync(missing)
         client.wait_for_engines(ENGINES, timeout=PATIENCE)
     client.clear(block=True)
-    client[:].use_pickle()
+    client[:].use_pickle().get(PATIENCE)  # tests ask what is outstanding
     yield client
     if client.ids:  # whatever a failed test left running
         client.abort(block=True)
