@@ -67,7 +67,7 @@ def quick_or_held(args: Any) -> Any:
     import time
 
     n, path = args
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while path and not os.path.exists(path) and time.monotonic() < deadline:
         time.sleep(0.01)
     return n

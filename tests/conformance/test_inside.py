@@ -33,7 +33,7 @@ def fibonacci(n: int) -> int:
         view = client.load_balanced_view()
         view.block = False
         parts = [view.apply(fibonacci, n - i) for i in (1, 2)]
-        return sum(part.get(30) for part in parts)
+        return sum(part.get(90) for part in parts)
 
 
 def test_it_is_a_client_of_the_engines_own_cluster(rc: ipp.Client) -> None:
@@ -86,8 +86,8 @@ def test_balanced_calls_and_every_way_to_wait(rc: ipp.Client, ordered: bool) -> 
 
 def test_calls_that_make_calls_that_make_calls(rc: ipp.Client) -> None:
     rc[:].push({"fibonacci": fibonacci}, block=True)
-    assert rc.load_balanced_view().apply_async(fibonacci, 6).get(60) == 8
-    assert rc[rc.ids[0]].apply_async(fibonacci, 4).get(60) == 3
+    assert rc.load_balanced_view().apply_async(fibonacci, 6).get(PATIENCE) == 8
+    assert rc[rc.ids[0]].apply_async(fibonacci, 4).get(PATIENCE) == 3
 
 
 def test_a_result_is_awaited(rc: ipp.Client) -> None:
@@ -115,8 +115,8 @@ def test_others_wait_their_turn(rc: ipp.Client, tmp_path: Any) -> None:
         import ipyparallel
 
         with ipyparallel.Client() as client:
-            client[target].execute("hold(path)").get(30)  # type: ignore[name-defined]  # noqa: F821
-            client[client.ids[0]].execute("order.append('mine')").get(30)
+            client[target].execute("hold(path)").get(90)  # type: ignore[name-defined]  # noqa: F821
+            client[client.ids[0]].execute("order.append('mine')").get(90)
         order.append("first")  # type: ignore[name-defined]  # noqa: F821
 
     first = waiting.apply_async(wait_for_the_other)
@@ -133,8 +133,8 @@ def test_output_belongs_to_the_call_that_printed_it(rc: ipp.Client) -> None:
     def use(client: Any) -> Any:
         print("before")
         inner = client[:].apply_async(print, "inner")
-        inner.get(20)
-        inner.wait_for_output(20)
+        inner.get(90)
+        inner.wait_for_output(90)
         print("after")
         return inner.stdout
 
@@ -153,7 +153,7 @@ def test_an_interrupt_reaches_the_code_that_waits(rc: ipp.Client, tmp_path: Any)
         import ipyparallel
 
         with ipyparallel.Client() as client:
-            client[busy].execute("hold(path)").get(30)
+            client[busy].execute("hold(path)").get(90)
 
     ar = rc[waiting].apply_async(wait_for_the_other)
     wait_until(lambda: rc[busy].queue_status()["queue"])
@@ -176,7 +176,7 @@ def test_a_timeout_is_kept(rc: ipp.Client, tmp_path: Any) -> None:
         try:
             client[other].apply_async(int).get(0.2)  # type: ignore[name-defined]  # noqa: F821
         except TimeoutError:
-            return time.monotonic() - started < 5
+            return time.monotonic() - started < 30
         return False
 
     assert rc[rc.ids[0]].apply_async(inside, impatient).get(PATIENCE)

@@ -130,7 +130,7 @@ def test_a_reference_to_an_engine_that_is_gone(rc: ipp.Client, cluster: ipp.Clus
     with pytest.raises(ipp.EngineError):
         waiting.get(PATIENCE)
     with pytest.raises(ipp.RemoteError, match=f"engine {reference.engine}.*(gone|out of reach)"):
-        pushed.get(60)
+        pushed.get(PATIENCE)
     wait_until(lambda: reference.engine not in rc.ids)
     with pytest.raises(ipp.EngineError, match=f"engine {reference.engine} is gone"):
         rc[rc.ids[0]].push({"a": reference})
@@ -238,7 +238,7 @@ def test_a_task_whose_reference_cannot_be_had_says_so(
     with pytest.raises(
         ipp.RemoteError, match=rf"(?s)engine.{reference.engine}.*(gone|out of reach|died)"
     ):
-        first.apply_async(lambda x: x, task).get(60)
+        first.apply_async(lambda x: x, task).get(PATIENCE)
     wait_until(lambda: reference.engine not in rc.ids)
     with pytest.raises(ipp.EngineError, match=f"engine {reference.engine} is gone"):
         future_of(lambda v: v, [other])

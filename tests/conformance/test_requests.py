@@ -30,7 +30,7 @@ def hold(path: str) -> str:
     import os
     import time
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not os.path.exists(path):
         if time.monotonic() > deadline:
             raise TimeoutError(path)

@@ -170,7 +170,7 @@ def test_arrays_arrive_writable_on_both_sides(e0: ipp.DirectView, shape: tuple[i
 def test_a_result_is_as_it_was_when_it_was_asked_for(e0: ipp.DirectView) -> None:
     e0["x"] = np.zeros(2_000_000)
     pulled = [e0.pull("x", block=False), e0.execute("x += 1", block=False)][0]
-    assert (pulled.get(20) == 0).all()
+    assert (pulled.get(PATIENCE) == 0).all()
 
 
 def test_a_large_value_for_all_engines(rc: ipp.Client) -> None:

@@ -92,7 +92,7 @@ def test_a_future_of_a_request_that_waits_for_dask(rc: ipp.Client, client: Any) 
     waiting = rc[0].apply_async(lambda v: v, gate)
     rc[0].execute("n = 9")
     assert client.submit(lambda v: v, rc[0].ref("n")).result(30) == 9
-    assert waiting.get(30) == 4
+    assert waiting.get(PATIENCE) == 4
 
 
 def test_a_plain_reference_is_the_name_of_whoever_runs_the_task(

@@ -26,7 +26,7 @@ ADOPT = """if True:
         print("printed once")
         return x
     result = rc[:].apply_async(get_norms, 1)
-    result.wait_for_output(30)
+    result.wait_for_output(90)
     print("output", result.stdout)
 
     # the same engines for further clients, however they say it
@@ -49,7 +49,7 @@ ADOPT = """if True:
     # what Ray shows
     from ray.util.state import list_actors, list_tasks
     address = ray.get_runtime_context().gcs_address
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         calls = {task.name for task in list_tasks(address=address)}
         if "px:apply:get_norms" in calls:
@@ -71,7 +71,7 @@ ADOPT = """if True:
     def there():
         alive = list_actors(address=address, filters=[("state", "!=", "DEAD")])
         return [a.class_name for a in alive], list_named_actors(all_namespaces=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while any(there()) and time.monotonic() < deadline:
         time.sleep(0.1)
     print("after", there(), placement_group_table())
@@ -97,7 +97,7 @@ ADOPT = """if True:
     print("killed", killed.stdout.readline().strip())
     killed.kill()
     killed.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while any(there()) and time.monotonic() < deadline:
         time.sleep(0.1)
     print("killed", there())
@@ -112,7 +112,7 @@ ADOPT = """if True:
     print("orphan", started, ray.get(orphan.ended.remote()))
     def orphans():
         return [a.name for a in list_actors(address=address, filters=[("state", "=", "ALIVE")])]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while orphans() and time.monotonic() < deadline:
         time.sleep(0.1)
     print("orphan", orphans())

@@ -12,7 +12,7 @@ import ray
 
 import pxcompat as ipp
 
-from ..common import wait_until
+from ..common import PATIENCE, wait_until
 from .conftest import shown
 
 
@@ -38,7 +38,7 @@ def test_metrics(rc: ipp.Client) -> None:
     view = rc[:]
     calls = [view.apply_async(get_norms, n) for n in range(20)]
     for call in calls:
-        call.get(30)
+        call.get(PATIENCE)
     with pytest.raises(ipp.RemoteError):
         rc[0].apply_sync(lambda: 1 / 0)
     rc[1].push({"a": b"x" * 1_000_000}, block=True)
@@ -65,7 +65,7 @@ def test_metrics(rc: ipp.Client) -> None:
     rc.abort(waiting, block=True)
     rc.send_signal("SIGINT", targets=0, block=True)
     with pytest.raises(ipp.RemoteError, match="KeyboardInterrupt"):
-        busy.get(30)
+        busy.get(PATIENCE)
 
 
 def test_engines_and_calls_have_names(rc: ipp.Client) -> None:
@@ -74,7 +74,7 @@ def test_engines_and_calls_have_names(rc: ipp.Client) -> None:
     address = ray.get_runtime_context().gcs_address
     wait_until(shown)  # Ray's tools ask it
     calls = [rc[0].apply_async(get_norms, n) for n in range(200)]
-    assert [call.get(30) for call in calls] == list(range(200))
+    assert [call.get(PATIENCE) for call in calls] == list(range(200))
 
     def counted() -> dict[str, int]:
         """Calls by the names of their tasks, those that shared one counted each."""

@@ -57,14 +57,14 @@ NODES = """if True:
             time.sleep(0.01)
         rc.send_signal("SIGINT", block=True)
         try:
-            sleeping.get(20)
+            sleeping.get(90)
         except ipp.CompositeError as error:
             print("interrupted", [name for name, *_ in error.elist])
         print("names", view["a"])
         running = rc[gone].apply_async(time.sleep, 60)
         nodes.remove_node(far, allow_graceful=False)
         try:
-            running.get(60)
+            running.get(90)
         except ipp.EngineError as error:
             print("gone", "node" in str(error), str(error).replace(chr(10), " "))
         print("left", len(rc.ids), len(view.client[rc.ids].apply_sync(os.getpid)))
@@ -114,7 +114,7 @@ def test_an_engine_that_takes_all_memory() -> None:
                     time.sleep(0.02)
 
             with pytest.raises(ipp.EngineError, match=r"(?i)memory"):
-                rc[0].apply_async(eat).get(60)
+                rc[0].apply_async(eat).get(90)
             wait_until(lambda: 0 not in rc.ids)
     finally:
         cluster.stop_cluster_sync()

