@@ -131,7 +131,7 @@ class TestOn:
         barrier = threading.Barrier(8)
 
         def load() -> None:
-            barrier.wait(10)
+            barrier.wait(90)
             pxcompat.enable()
             found.append(importlib.import_module("ipyparallel.client"))
 
@@ -139,7 +139,7 @@ class TestOn:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(90)
         assert len(found) == 8
         assert all(module is found[0] for module in found)
 

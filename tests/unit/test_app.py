@@ -110,7 +110,7 @@ class TestScript:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 130
+            assert process.wait(90) == 130
 
 
 class TestNotebook:
@@ -214,9 +214,9 @@ class TestNotebook:
             family = psutil.Process(process.pid).children(recursive=True)
             assert "sleep" in {member.name() for member in family}
             process.send_signal(signum)
-            assert process.wait(60) == 128 + signum
+            assert process.wait(90) == 128 + signum
             assert "KeyboardInterrupt" in process.stderr.read()
-        assert psutil.wait_procs(family, timeout=5)[1] == []
+        assert psutil.wait_procs(family, timeout=90)[1] == []
         assert outputs(tmp_path / "job.out.ipynb") == ["ready\nKeyboardInterrupt", ""]
 
 

@@ -187,7 +187,7 @@ def test_get_waits_for_another_thread(client: FakeClient) -> None:
     ar = AsyncResult(client, child)
     timer = threading.Timer(0.01, end, (child, 3))
     timer.start()
-    assert ar.get(timeout=5) == 3
+    assert ar.get(timeout=90) == 3
     timer.join()
 
 
@@ -276,9 +276,9 @@ def test_interrupt_leaves_the_result_usable(client: FakeClient) -> None:
     for wait in (ar.get, ar.wait, ar.wait_for_output, lambda: ar.wait(-1, FIRST_EXCEPTION)):
         main = threading.main_thread().ident
         assert main is not None
-        timer = threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT))
-        timer.start()
+        timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
+            timer.start()
             wait()
         timer.join()
     end(child, "still here")
@@ -937,7 +937,7 @@ def test_stream_output_in_a_kernel_grows_one_display_a_stream(
     (child,) = pending(1, "execute")
     write(child, "stream", name="stdout", text="a\n")
     with AsyncResult(client, [child]).stream_output():
-        assert shell.shown.wait(5)
+        assert shell.shown.wait(90)
         write(child, "stream", name="stdout", text="b\n")
     assert shell.texts == ["[stdout:0] a\n", "[stdout:0] a\nb\n"]
     assert [item["update"] for item in shell.published] == [False, True]

@@ -530,7 +530,7 @@ def test_what_comes_after_the_end_is_not_counted(on):
 def test_attaching_to_what_runs(on):
     displayed, go_on = threading.Event(), threading.Event()
     on.names.update(displayed=displayed, go_on=go_on)
-    msg_id = on.execute("show(1)\ndisplayed.set()\nassert go_on.wait(10)\nshow(2)")
+    msg_id = on.execute("show(1)\ndisplayed.set()\nassert go_on.wait(90)\nshow(2)")
     assert displayed.wait(PATIENCE)
     other = Recorder()
     assert on.engine.tasks.attach(msg_id, other)["status"] == "running"

@@ -459,7 +459,7 @@ def test_imap_sends_no_more_than_max_outstanding(client, balanced):
 
     results = balanced.imap(abs, source(), max_outstanding=4)
     for _ in range(4):
-        assert read.acquire(timeout=5)
+        assert read.acquire(timeout=90)
     assert not read.acquire(timeout=0.05)
     client.hold = False
     client.release()
@@ -489,7 +489,7 @@ def test_imap_pauses_when_nobody_reads(balanced, monkeypatch):
             yield i
 
     results = balanced.imap(abs, source(), max_outstanding=2)
-    assert paused.wait(5)
+    assert paused.wait(90)
     assert next(results) == 0
     assert len(consumed) <= 11
     results.cancel()

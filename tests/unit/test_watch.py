@@ -39,7 +39,7 @@ def watched(n: int) -> Any:
 
 
 def wait_for_late(watch: Watch) -> str:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 90
     while (late := watch.late()) is None:
         assert time.monotonic() < deadline
         threading.Event().wait(0.01)
@@ -65,7 +65,7 @@ def test_time_is_up() -> None:
     watch = Watch(client, result, "SIGINT", timeout=0.01)  # type: ignore[arg-type]
     text = wait_for_late(watch)
     assert text.startswith("%px was to take 0.01 s; engine")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 90
     while len(client.signals) < 2:
         assert time.monotonic() < deadline
     assert client.signals == [("SIGINT", [2]), ("SIGINT", [3])]
@@ -85,7 +85,7 @@ def test_in_time() -> None:
     watch = Watch(WatchedClient(set()), result, 2, timeout=60)  # type: ignore[arg-type]
     for child in result._children:
         child.finish_value(1)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 90
     while threading.active_count() > before:
         assert time.monotonic() < deadline, "the timer goes on"
     assert watch.late() is None
