@@ -1,6 +1,7 @@
 """Pickling (``ipyparallel.serialize``): how functions, classes and data travel.
 
-``pickling`` has the rules, ``reference`` names on the engine, and ``canning`` what
+``pickling`` has the rules, ``functions`` and ``classes`` what travels by value, ``context`` where
+it arrives, ``culprit`` what cannot; ``reference`` is names on the engine, and ``canning`` what
 ipyparallel's package of this name offers besides.
 """
 
@@ -17,11 +18,11 @@ from .canning import (
     uncan_map,
     unpack_apply_message,
 )
+from .context import register_native
 from .pickling import (
     Pickled,
     dumps,
     loads,
-    register_native,
     use_cloudpickle,
     use_dill,
     use_pickle,

@@ -15,8 +15,8 @@ import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from .context import current_namespace
 from .pickling import (
-    current_namespace,
     dumps,
     loads,
     use_cloudpickle as use_cloudpickle,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .pickling import current_namespace, evaluate
+from .context import current_namespace, evaluate
 
 __all__ = ["Reference"]
 

@@ -16,7 +16,8 @@ from pxcompat import serialize
 from pxcompat.error import SerializationError
 from pxcompat.serialize import Reference
 from pxcompat.serialize.canning import CannedArray, CannedPartial, PrePickled, deserialize_object
-from pxcompat.serialize.pickling import OUT_OF_BAND, current_namespace, loads_function, namespace_of
+from pxcompat.serialize.context import current_namespace, namespace_of
+from pxcompat.serialize.pickling import OUT_OF_BAND, loads_function
 
 
 @pytest.fixture(autouse=True)
