@@ -193,23 +193,27 @@ def raylets(address: str) -> int:
 GROW = """if True:
     import sys
     import pxcompat as ipp
-    rc = ipp.Client(sys.argv[1], timeout=60)
+    rc = ipp.Client(sys.argv[1], timeout=90)
     print("first", rc.ids)
-    def pid(x):
+    def pid(folder):
+        # until others run elsewhere, by what they leave in a folder
         import os, time
-        time.sleep(0.3)
+        open(os.path.join(folder, str(os.getpid())), "w").close()
+        end = time.monotonic() + 90
+        while len(os.listdir(folder)) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
         return os.getpid()
-    pids = rc.load_balanced_view().map_async(pid, range(60)).get(90)
+    pids = rc.load_balanced_view().map_async(pid, sys.argv[2:] * 60).get(180)
     print("grown", len(set(pids)), len(pids), rc.ids)
     rc.close()
 """
 
 
 @pytest.mark.slow
-def test_a_balanced_map_makes_the_cluster_grow(scaling: str) -> None:
-    done = python(GROW, [scaling], RAY_AUTH_MODE="disabled")
+def test_a_balanced_map_makes_the_cluster_grow(scaling: str, tmp_path: Path) -> None:
+    done = python(GROW, [scaling, str(tmp_path)], RAY_AUTH_MODE="disabled")
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
     assert said.get("first") == "[]", done.stdout + done.stderr[-3000:]
     assert said.get("grown") == "2 60 [0, 1]", done.stdout + done.stderr[-3000:]
     # without engines its nodes may go, too
-    wait_until(lambda: raylets(scaling) == 1, 60)
+    wait_until(lambda: raylets(scaling) == 1)
