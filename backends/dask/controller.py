@@ -252,18 +252,21 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
         "scheduler_pid": os.getpid(),
     }
     lines.send({"info": info})
-    serving = asyncio.ensure_future(_serve_dashboard(scheduler, registry, order["n"]))
+    expected = order["n"] + order["first"]
+    serving = asyncio.ensure_future(_serve_dashboard(scheduler, registry, expected))
     await end.wait()
     serving.cancel()
     await scheduler.close(reason="cluster stopped")
 
 
 async def _serve_dashboard(scheduler: Any, registry: Any, n: int) -> None:
-    """Load the dashboard when the engines are up: it takes longer than they do."""
+    """Load the dashboard when ``n`` engines are up: it takes longer than they do."""
+    # of none, somebody is most often about to start some
+    patience = 30 if n else 2
     with contextlib.suppress(asyncio.TimeoutError):
         async with registry.changed:
             await asyncio.wait_for(
-                registry.changed.wait_for(lambda: len(registry.engines) >= max(1, n)), 30
+                registry.changed.wait_for(lambda: len(registry.engines) >= max(1, n)), patience
             )
     try:
         import distributed.dashboard.scheduler
@@ -299,12 +302,14 @@ class _Supervisor:
     def run(self) -> None:
         try:
             self._start_scheduler()
-            keys = [uuid.uuid4().hex for _ in range(self.order["n"])]
+            n, first = self.order["n"], self.order["first"]
+            keys = [uuid.uuid4().hex for _ in range(n + first)]
             self._start_engines({key: key for key in keys}, {})
             say(
                 {
                     "info": {
                         **self.info,
+                        "first": keys[n:],
                         "pid": os.getpid(),
                         "logs": self.logs,
                     }
