@@ -21,6 +21,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib
 import itertools
 import json
 import logging
@@ -260,22 +261,25 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
 
 
 async def _serve_dashboard(scheduler: Any, registry: Any, n: int) -> None:
-    """Load the dashboard when ``n`` engines are up: it takes longer than they do."""
+    """Load the dashboard once ``n`` engines are up, and clients have had time to connect to them:
+    it takes longer than either."""
     # of none, somebody is most often about to start some
-    patience = 30 if n else 2
+    patience = 30 if n else 1
     with contextlib.suppress(asyncio.TimeoutError):
         async with registry.changed:
             await asyncio.wait_for(
                 registry.changed.wait_for(lambda: len(registry.engines) >= max(1, n)), patience
             )
+    await asyncio.sleep(1)
     try:
-        import distributed.dashboard.scheduler
+        # aside, since the scheduler is to go on meanwhile
+        dashboard = await asyncio.to_thread(
+            importlib.import_module, "distributed.dashboard.scheduler"
+        )
     except ImportError as error:
         log.warning("no dashboard: %s", error)
         return
-    distributed.dashboard.scheduler.connect(
-        scheduler.http_application, scheduler.http_server, scheduler, prefix="/"
-    )
+    dashboard.connect(scheduler.http_application, scheduler.http_server, scheduler, prefix="/")
     registry.monitor.add_pages()
 
 
