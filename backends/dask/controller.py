@@ -306,6 +306,8 @@ class _Supervisor:
     def run(self) -> None:
         try:
             self._start_scheduler()
+            if self._is_let_go(0):
+                return  # given up meanwhile: engines that are just starting end late
             n, first = self.order["n"], self.order["first"]
             keys = [uuid.uuid4().hex for _ in range(n + first)]
             self._start_engines({key: key for key in keys}, {})
@@ -382,8 +384,14 @@ class _Supervisor:
             self._reap()
             if self.lines.sock.fileno() in ready:
                 self._obey(self.lines.receive())
-            if 0 in ready and not os.read(0, 4096):
+            if 0 in ready and self._is_let_go():
                 self._end()
+
+    @staticmethod
+    def _is_let_go(timeout: float | None = None) -> bool:
+        """Whether the owner is gone, or wants the cluster no more."""
+        ready, _, _ = select.select([0], [], [], timeout)
+        return bool(ready) and not os.read(0, 4096)
 
     def _end(self) -> None:
         self.ending = True
