@@ -306,7 +306,7 @@ class _Supervisor:
     def run(self) -> None:
         try:
             self._start_scheduler()
-            if self._is_let_go(0):
+            if self._is_let_go():
                 return  # given up meanwhile: engines that are just starting end late
             n, first = self.order["n"], self.order["first"]
             keys = [uuid.uuid4().hex for _ in range(n + first)]
@@ -384,13 +384,13 @@ class _Supervisor:
             self._reap()
             if self.lines.sock.fileno() in ready:
                 self._obey(self.lines.receive())
-            if 0 in ready and self._is_let_go():
+            if self._is_let_go():
                 self._end()
 
     @staticmethod
-    def _is_let_go(timeout: float | None = None) -> bool:
+    def _is_let_go() -> bool:
         """Whether the owner is gone, or wants the cluster no more."""
-        ready, _, _ = select.select([0], [], [], timeout)
+        ready, _, _ = select.select([0], [], [], 0)
         return bool(ready) and not os.read(0, 4096)
 
     def _end(self) -> None:
