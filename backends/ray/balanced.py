@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Placer"]
 
-#: calls that an engine is given at most, as many as two calls of its actor take
-MOST_AHEAD = 2 * MOST
 #: seconds that a call takes from which on an engine is given one at a time
 LONG = 0.05
 
@@ -114,7 +112,8 @@ class Placer:
         seconds = self._backend.pace.expected(name)
         if seconds is None or seconds > LONG:
             return 1
-        return max(2, min(MOST_AHEAD, int(2 * AHEAD / seconds)))
+        # as many as fill two calls of its actor: what is left over would have one for itself
+        return 2 * max(1, min(MOST, int(AHEAD / seconds)))
 
     def finished(self, msg_ids: Sequence[str]) -> None:
         """Requests, whether balanced or not, have their replies."""

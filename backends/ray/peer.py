@@ -244,15 +244,19 @@ class Peer:
                 if kind == "output":
                     msg_id, *event = fields
                     backend.output(msg_id, unpack_output(*event))
-            replies = [unpack_reply(*fields) for kind, *fields in said if kind == "reply"]
+            replies: Sequence[Reply] = [
+                unpack_reply(*fields) for kind, *fields in said if kind == "reply"
+            ]
             with self._lock:
                 for reply in replies:
                     if reply.msg_id in self.sent:
                         backend.pace.note(self.sent[reply.msg_id][0].name, reply)
-            # the engine has more to do before its client has what it did
+            # the engine has more to do before its client has what it did; what it is given now
+            # shares a call with what waited
+            replies = backend.finished(self, replies)
             self.outbox.returned()
             self.leave()
-            backend.replied(self, replies)
+            backend.report(replies)
         else:
             self._failed(call, failure)
             self.outbox.returned()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import concurrent.futures
 import os
 import signal
@@ -13,7 +14,19 @@ from contextlib import contextmanager
 from operator import attrgetter
 from typing import TypeVar
 
-__all__ = ["Condition", "Event", "OwnFuture", "on_main_thread", "repeated", "uninterrupted"]
+__all__ = [
+    "Condition",
+    "Event",
+    "OwnFuture",
+    "on_main_thread",
+    "repeated",
+    "set_handler",
+    "uninterrupted",
+]
+
+#: ``signal.signal`` and ``getsignal`` without the enums that these make of arguments and results,
+#: an exception at a time: each request has them called several times, here and on its engine
+set_handler, _handler_of = _signal.signal, _signal.getsignal
 
 
 def on_main_thread() -> bool:
@@ -65,7 +78,7 @@ def uninterrupted() -> Iterator[Callable[[], None]]:
     workers among them.
     """
     global _held
-    handler = signal.getsignal(signal.SIGINT)
+    handler = _handler_of(signal.SIGINT)
     if not on_main_thread() or _held or not callable(handler):
         yield _nothing
         return
@@ -81,11 +94,11 @@ def uninterrupted() -> Iterator[Callable[[], None]]:
 
     try:
         _held = True
-        signal.signal(signal.SIGINT, later)
+        set_handler(signal.SIGINT, later)
         yield let_through
     finally:
         _held = False
-        signal.signal(signal.SIGINT, handler)
+        set_handler(signal.SIGINT, handler)
         let_through()
 
 

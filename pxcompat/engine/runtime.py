@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import contextlib
 import inspect
 import logging
@@ -26,7 +25,7 @@ from ..serialize.pickling import loads_function
 from . import comms, output_of_thread, set_current
 from .counting import counted
 from .failure import describe_failure
-from .interrupts import repeated
+from .interrupts import repeated, set_handler
 from .output import Flusher, RequestOutput, Stream, routed
 from .records import copied
 from .shell import EngineShell, make_shell, run_startup_files
@@ -41,10 +40,6 @@ log = logging.getLogger("pxcompat.engine")
 
 #: the latest clients that left, of which an engine knows that they did
 CLIENTS_LIMIT = 10_000
-
-#: ``signal.signal`` without the enums that it makes of its arguments and result: each request
-#: has it called twice
-_set_handler = _signal.signal
 
 
 def _nothing_to_interrupt(signum: int, frame: types.FrameType | None) -> None:
@@ -388,19 +383,19 @@ class Engine:
         self._interruptible = True
         if self.own_process:
             # Python's own handler, which leaves no frame in the user's traceback
-            _set_handler(signal.SIGINT, signal.default_int_handler)
+            set_handler(signal.SIGINT, signal.default_int_handler)
         try:
             yield
         finally:
             if self.own_process:
-                _set_handler(signal.SIGINT, _nothing_to_interrupt)
+                set_handler(signal.SIGINT, _nothing_to_interrupt)
             self._interruptible = False
 
     @contextmanager
     def uninterrupted(self) -> Iterator[None]:
         """Within what was queued with :meth:`call`: interrupts are for the requests it runs."""
         if self.own_process:
-            _set_handler(signal.SIGINT, _nothing_to_interrupt)
+            set_handler(signal.SIGINT, _nothing_to_interrupt)
         self._interruptible = False
         yield
 

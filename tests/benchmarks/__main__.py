@@ -1,4 +1,8 @@
-"""Measure every system in one run: each series, round by round, one system after the other.
+"""Measure every system in one run: round by round, one system after the other, each alone.
+
+A cluster that idles still computes, Ray's most of all: on a machine with few processors one
+would measure the neighbours.  So a system has the machine to itself while its series are measured,
+and its cluster is gone before the next one's starts.
 
 Nothing here passes or fails.  What a machine says on one day is compared within one run only.
 """
@@ -118,30 +122,40 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> report.Results:
     """Measure what was asked for."""
-    results: report.Results = {}
+    results: report.Results = {
+        series: {
+            engines: {}
+            for engines in options.engines
+            # of these each has numbers of engines of its own
+            if not SERIES[series].once or engines == options.engines[0]
+        }
+        for series in options.series
+    }
+    # those with a cluster of their own last: the others share one
+    order = sorted(options.series, key=lambda series: SERIES[series].fresh)
     with tempfile.TemporaryDirectory(prefix="px-bench-") as folder:
         for engines in options.engines:
-            processes: list[Process] = []
-            try:
-                for name in options.systems:
-                    processes.append(Process(name, folder))
-                for series in options.series:
-                    if SERIES[series].once and engines != options.engines[0]:
-                        continue  # it has numbers of engines of its own
-                    by_system = results.setdefault(series, {}).setdefault(engines, {})
-                    for _ in range(options.rounds):
-                        for process in processes:
-                            if SERIES[series].once and by_system.get(process.name):
+            for number in range(options.rounds):
+                for system in options.systems:
+                    say(f"{engines} engines, round {number + 1} of {options.rounds}: {system}")
+                    process = Process(system, folder)
+                    try:
+                        for series in order:
+                            if engines not in results[series] or (SERIES[series].once and number):
                                 continue
                             value = process.measure(series, engines, options.scale)
                             if value is not None:
-                                by_system.setdefault(process.name, []).append(value)
-                    row = report.table({series: {engines: by_system}}, options.systems)
-                    print(row.splitlines()[-1], file=sys.stderr, flush=True)
-            finally:
-                for process in processes:
-                    process.close()
+                                figures = results[series][engines].setdefault(system, [])
+                                figures.append(value)
+                                say(f"    {series}: {value:.4g} {SERIES[series].unit}")
+                    finally:
+                        process.close()
     return results
+
+
+def say(line: str) -> None:
+    """Say how far it is."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:

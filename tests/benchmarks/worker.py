@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import time
 import traceback
 from typing import Any
 
+import psutil
+
 from .series import SERIES
 from .systems import load
+
+#: seconds that a cluster has at most to come to rest, and the share of a processor it has then
+SETTLING, QUIET = 20, 0.15
 
 
 def main(name: str) -> None:
@@ -37,6 +44,7 @@ def main(name: str) -> None:
                         running = 0
                         if wanted:
                             system.start(wanted)
+                            settle()
                         running = wanted
                     answer["value"] = series.measure(system, n, order["scale"])
             except Exception:
@@ -45,6 +53,28 @@ def main(name: str) -> None:
     finally:
         # whatever runs: also when a start was cut short, or there is nobody to answer
         system.stop()
+
+
+def settle() -> None:
+    """Wait until the cluster that was started computes little: what it starts behind its first
+    result, a dashboard for one, is not to be measured along."""
+    deadline = time.monotonic() + SETTLING
+    while time.monotonic() < deadline:
+        before, started = _computed(), time.monotonic()
+        time.sleep(1)
+        if _computed() - before < QUIET * (time.monotonic() - started):
+            return
+
+
+def _computed() -> float:
+    """Seconds of processor time of this process and all that it started."""
+    total = 0.0
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):  # it ended
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _end(signum: int, frame: Any) -> None:
