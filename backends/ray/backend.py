@@ -267,16 +267,9 @@ class RayBackend:
 
     def replied(self, peer: Peer | None, replies: Sequence[Reply]) -> None:
         """Requests of ours, or of others, have their replies; on the thread."""
-        self.report(self.finished(peer, replies) if peer is not None else replies)
-
-    def finished(self, peer: Peer, replies: Sequence[Reply]) -> Sequence[Reply]:
-        """An engine is done with requests, and gets others; the replies to report."""
-        replies = peer.settle(replies)
-        self._placer.finished([reply.msg_id for reply in replies])
-        return replies
-
-    def report(self, replies: Sequence[Reply]) -> None:
-        """Tell the sink of replies."""
+        if peer is not None:
+            replies = peer.settle(replies)
+            self._placer.finished([reply.msg_id for reply in replies])
         for reply in replies:
             self._outputs.complete(reply)
             self.sink.reply(reply)

@@ -73,20 +73,20 @@ class Placer:
         with self._lock:
             if not self._waiting:
                 return None
-            room = self._room(self._waiting[0].request.name)
+            most, fill = self._room(self._waiting[0].request.name)
             count = next(self._turn)
             engines = backend.engines()
             # those with least to do first; among equals each has its turn
             free = sorted(
                 (load, (index - count) % len(engines), index)
                 for index, engine in enumerate(engines)
-                if (load := engine.load) < room and not engine.stuck
+                if (load := engine.load) <= most and not engine.stuck
             )
             # few are shared out evenly
             share = -(-len(self._waiting) // len(free)) if free else 0
-            for load, _, index in free:
+            for _, _, index in free:
                 engine = engines[index]
-                if taken := self._take(engine, min(room - load, share)):
+                if taken := self._take(engine, min(fill, share)):
                     return engine, taken
             return None
 
@@ -107,13 +107,15 @@ class Placer:
         self._waiting.extendleft(reversed(passed))
         return taken
 
-    def _room(self, name: str) -> int:
-        """How many calls of this name an engine may have."""
+    def _room(self, name: str) -> tuple[int, int]:
+        """With how many calls at most an engine gets more of this name, and how many: what fills
+        a call of its actor, of which it has two for the most part."""
         seconds = self._backend.pace.expected(name)
         if seconds is None or seconds > LONG:
-            return 1
-        # as many as fill two calls of its actor: what is left over would have one for itself
-        return 2 * max(1, min(MOST, int(AHEAD / seconds)))
+            return 0, 1
+        fill = max(1, min(MOST, int(AHEAD / seconds)))
+        # no less than a call, lest what is over has one for itself; a little early, lest it idles
+        return fill + fill // 2, fill
 
     def finished(self, msg_ids: Sequence[str]) -> None:
         """Requests, whether balanced or not, have their replies."""

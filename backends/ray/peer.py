@@ -244,19 +244,15 @@ class Peer:
                 if kind == "output":
                     msg_id, *event = fields
                     backend.output(msg_id, unpack_output(*event))
-            replies: Sequence[Reply] = [
-                unpack_reply(*fields) for kind, *fields in said if kind == "reply"
-            ]
+            replies = [unpack_reply(*fields) for kind, *fields in said if kind == "reply"]
             with self._lock:
                 for reply in replies:
                     if reply.msg_id in self.sent:
                         backend.pace.note(self.sent[reply.msg_id][0].name, reply)
-            # the engine has more to do before its client has what it did; what it is given now
-            # shares a call with what waited
-            replies = backend.finished(self, replies)
+            # the engine has more to do before its client has what it did
             self.outbox.returned()
             self.leave()
-            backend.report(replies)
+            backend.replied(self, replies)
         else:
             self._failed(call, failure)
             self.outbox.returned()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,20 @@ def test_arguments_are_mapped_by_an_engine_that_is_near() -> None:
     assert there == FRAMES
     there[1][0] = 0  # its own
     assert unpack_frames(pack_frames(handed)) == FRAMES
+
+
+@pytest.mark.parametrize("nbytes", [LEAST, shared.SLOW])
+def test_memory_goes_with_the_last_who_has_some_of_it(nbytes: int) -> None:
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:pxcompat")
+
+    before = mapped()
+    there = SharedFrames([b"pickle", bytes(nbytes)]).frames()
+    part = there[1][10:20]
+    del there
+    assert mapped() == before + 1 and bytes(part) == bytes(10)
+    del part
+    wait_until(lambda: mapped() == before)  # of a large one, by a thread
 
 
 @pytest.mark.parametrize(

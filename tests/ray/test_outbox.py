@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import pickle
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from pxcompat.backends.ray.backend import RayBackend
 from pxcompat.backends.ray.outbox import AHEAD, BUSY, HOLD, MOST, MOST_BYTES, Call, Outbox, Pace
+from pxcompat.backends.ray.peer import Peer
 from pxcompat.backends.ray.wire import StoredFrames
-from pxcompat.protocol import Reply, Request
+from pxcompat.protocol import EngineInfo, Reply, Request
 
 
 @pytest.fixture
@@ -130,3 +136,49 @@ def test_large_results_share_no_call(outbox, calls, pace):
     pace.note("px:apply:short", reply)
     outbox.add([request(0), request(1)])
     assert ids(calls) == [[0], [1]]
+
+
+class Actor:
+    """An engine's actor, of which both methods are one: calls end when they are told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[str], Future[Any]]] = []
+        self.run = self.run_all = self
+
+    def options(self, *, name: str, num_returns: int = 1) -> Any:
+        return Mock(remote=lambda packed: self._called(pickle.loads(packed), num_returns))
+
+    def _called(self, given: Any, num_returns: int) -> Any:
+        ids = [fields[0][0] for fields in ([given] if num_returns == 2 else given)]
+        ended: Future[Any] = Future()
+        self.calls.append((ids, ended))
+        call = Mock(future=lambda: ended)
+        return (call, None) if num_returns == 2 else call
+
+    def end(self, took: float) -> None:
+        """The oldest call ends, each of its requests after so many seconds."""
+        ids, call = self.calls.pop(0)
+        replies = [("reply", (i, "ok", "e", 10.0, 10.0 + took, [b""], {}, 0)) for i in ids]
+        call.set_result(pickle.dumps(replies if len(ids) > 1 else (replies[0][1], [])))
+
+
+def test_balanced_calls_fill_those_of_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is over when an engine is given work would have a call, a millisecond, for itself."""
+    backend = RayBackend({})
+    events: list[Callable[[], None]] = []
+    monkeypatch.setattr(backend, "connected", nullcontext)
+    monkeypatch.setattr(backend, "later", events.append)
+    backend.sink = Mock(session="c")
+    actor = Actor()
+    backend._peers["e"] = Peer(EngineInfo("e", 0, 1, "host"), actor, backend)
+    known(backend.pace, "some", AHEAD / 7.5)
+    backend.send_balanced([request(n, "some") for n in range(100)], None)
+    sizes = []
+    while actor.calls:
+        sizes.append(len(actor.calls[0][0]))
+        actor.end(AHEAD / 9.5)  # quicker than it was known to be
+        while events:
+            events.pop(0)()
+    assert sum(sizes) == 100
+    print(sizes)
+    assert min(sizes[:-2]) == 7 and 9 in sizes
