@@ -9,8 +9,6 @@ two meet; where it cannot, buffers go the usual way.
 
 from __future__ import annotations
 
-import _thread
-import contextlib
 import ctypes
 import errno
 import functools
@@ -40,8 +38,6 @@ log = logging.getLogger("pxcompat")
 LEAST = 1 << 20
 #: descriptors that may be open for it at a time
 MOST = 256
-#: bytes from which on it takes long to let go of memory
-SLOW = 8 << 20
 #: what a field of a message is that stands for such buffers
 MARK = "_px_shared"
 _ALIGNMENT = 64
@@ -162,19 +158,7 @@ def _map_privately(fd: int, length: int) -> memoryview:
 
 class _Mapping:
     def __init__(self, address: int, length: int) -> None:
-        weakref.finalize(self, _let_go, address, length).atexit = False
-
-
-def _let_go(address: int, length: int) -> None:
-    """End a mapping.  With the last one of a large buffer the system takes its pages back, a
-    millisecond for 10 MB, for which the request that bound another value is not to wait."""
-    unmap = _libc().munmap  # without the interpreter's lock
-    if length >= SLOW:
-        with contextlib.suppress(RuntimeError):  # no more threads: the process ends, for one
-            # finalizers come in any code, so not by threading, which has locks of its own
-            _thread.start_new_thread(unmap, (address, length))
-            return
-    unmap(address, length)
+        weakref.finalize(self, _libc().munmap, address, length).atexit = False
 
 
 @functools.cache
