@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from traitlets import Any as AnyTrait, Bool, HasTraits
@@ -11,6 +12,7 @@ from traitlets import Any as AnyTrait, Bool, HasTraits
 from .asyncresult import AsyncResult
 from .bounded import BoundedList
 from .cards import view_card
+from .engine.interrupts import held_from_the_first_on
 from .executor import ViewExecutor
 from .futures import MessageFuture
 from .protocol import Frames
@@ -160,12 +162,24 @@ class View(HasTraits):
             self._sync_results()
             self._sync_at = max(1024, 2 * len(self._outstanding))
 
-    @staticmethod
-    def _value_of(result: AsyncResult) -> Any:
-        """Wait for a result; the AsyncResult itself when the user interrupts that."""
+    def _outcome(
+        self,
+        send: Callable[[], AsyncResult],
+        block: bool | None,
+        wait: Callable[[Any], Any] = methodcaller("get"),
+    ) -> Any:
+        """Send requests and, when blocking, wait for their result; the AsyncResult itself when the
+        user interrupts that, be it in the midst of sending."""
+        if not (self.block if block is None else block):
+            return send()
+        result = None
         try:
-            return result.get()
+            with held_from_the_first_on():
+                result = send()
+            return wait(result)
         except KeyboardInterrupt:
+            if result is None:
+                raise
             return result
 
     # -- apply -------------------------------------------------------------------

@@ -148,9 +148,8 @@ class LoadBalancedView(View):
             label=label,
         )
         function = serialize.dumps(f, name=name, natives=True)
-        result = self._submit(name, function, options, *(args or ()), **(kwargs or {}))
-        block = self.block if block is None else block
-        return self._value_of(result) if block else result
+        send = partial(self._submit, name, function, options, *(args or ()), **(kwargs or {}))
+        return self._outcome(send, block)
 
     # -- map ---------------------------------------------------------------------
 

@@ -195,6 +195,11 @@ class ParallelFunction(RemoteFunction):
         length = min((len(column) for column in columns), default=0)
         if not length:
             return []
+        send = functools.partial(self._send, columns, length, each)
+        return self.view._outcome(send, bool(self.block))
+
+    def _send(self, columns: Sequence[Any], length: int, each: bool) -> AsyncMapResult:
+        """Send the function with parts of columns that are so long."""
         view = self.view
         name = getname(self.func)
         # once for all parts
@@ -216,7 +221,7 @@ class ParallelFunction(RemoteFunction):
             child.msg_id: len(part[0]) if each else 1
             for child, part in zip(children, parts, strict=True)
         }
-        result = AsyncMapResult(
+        return AsyncMapResult(
             view.client,
             children,
             self.mapObject,
@@ -227,7 +232,6 @@ class ParallelFunction(RemoteFunction):
             targets=targets,
             owner=True,
         )
-        return view._value_of(result) if self.block else result
 
 
 def _columns(sequences: Sequence[Iterable[Any]]) -> list[Any]:

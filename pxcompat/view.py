@@ -6,6 +6,7 @@ import tokenize
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from traitlets import Bool
@@ -97,11 +98,6 @@ class DirectView(View):
         )
         return self._result(futures, name, ids, targets)
 
-    def _finished(self, result: AsyncResult, block: bool | None) -> Any:
-        """The result as the caller wants it."""
-        block = self.block if block is None else block
-        return self._value_of(result) if block else result
-
     def _really_apply(
         self,
         f: Callable[..., Any],
@@ -115,10 +111,17 @@ class DirectView(View):
     ) -> Any:
         """:meth:`apply` with flags for this call alone."""
         name = getname(f)
-        result = self._call(
-            f, args or (), kwargs or {}, name=name, title=name, targets=targets, label=label
+        send = partial(
+            self._call,
+            f,
+            args or (),
+            kwargs or {},
+            name=name,
+            title=name,
+            targets=targets,
+            label=label,
         )
-        return self._finished(result, block)
+        return self._outcome(send, block)
 
     # -- pickling ----------------------------------------------------------------
 
@@ -272,18 +275,23 @@ class DirectView(View):
         """
         keys, ids = self._engines(targets)
         info = self._request_info(code.strip(), label)
-        futures = [
-            self.client._submit_execute(key, code, silent=silent, store_history=not silent, **info)
-            for key in keys
-        ]
-        result = self._result(futures, "execute", ids, targets)
-        if self.block if block is None else block:
-            try:
-                result.get()
-                result.wait_for_output()
-            except KeyboardInterrupt:
-                return result
-        return result
+
+        def send() -> AsyncResult:
+            futures = [
+                self.client._submit_execute(
+                    key, code, silent=silent, store_history=not silent, **info
+                )
+                for key in keys
+            ]
+            return self._result(futures, "execute", ids, targets)
+
+        def wait(result: AsyncResult) -> AsyncResult:
+            result.get()
+            result.wait_for_output()
+            return result
+
+        executed: AsyncResult = self._outcome(send, block, wait)
+        return executed
 
     def run(
         self, filename: str, targets: Any = None, block: bool | None = None, label: Any = None
@@ -336,7 +344,8 @@ class DirectView(View):
             raise TypeError(f"Must be a dict, not {type(ns)}")
         _check_names(ns)
         title = f"push:{','.join(ns)}"
-        result = self._call(
+        send = partial(
+            self._call,
             calls.push,
             (),
             ns,
@@ -346,7 +355,7 @@ class DirectView(View):
             copy=False if shared else copy,
             shared=shared,
         )
-        return self._finished(result, block)
+        return self._outcome(send, block)
 
     def update(self, ns: dict[str, Any]) -> Any:
         """:meth:`push` by the view's flags."""
@@ -376,8 +385,10 @@ class DirectView(View):
             _check_names(names)
             names = list(names)
         title = f"pull:{names if isinstance(names, str) else ','.join(names)}"
-        result = self._call(calls.pull, (names,), {}, name="_pull", title=title, targets=targets)
-        return self._finished(result, block)
+        send = partial(
+            self._call, calls.pull, (names,), {}, name="_pull", title=title, targets=targets
+        )
+        return self._outcome(send, block)
 
     def ref(self, name: str) -> Any:
         """A name of these engines, as an argument for others: the value goes straight from
@@ -475,22 +486,23 @@ class DirectView(View):
         whole = as_sequence(seq)
         function = serialize.dumps(calls.push)
         info = self._request_info(f"scatter:{key}", None, copy)
-        futures = []
-        for index, engine in enumerate(keys):
-            part = partition(whole, index, len(keys))
-            if flatten and len(part) == 1:
-                part = part[0]
-            frames = serialize.dumps(((), {key: part}), name=key, natives=True)
-            futures.append(self.client._submit_apply(engine, function, frames, **info))
-        self._sent(futures)
-        result = AsyncResult(self.client, futures, fname="scatter", targets=ids, owner=True)
-        if not (self.block if block is None else block):
-            return result
-        try:
+
+        def send() -> AsyncResult:
+            futures = []
+            for index, engine in enumerate(keys):
+                part = partition(whole, index, len(keys))
+                if flatten and len(part) == 1:
+                    part = part[0]
+                frames = serialize.dumps(((), {key: part}), name=key, natives=True)
+                futures.append(self.client._submit_apply(engine, function, frames, **info))
+            self._sent(futures)
+            return AsyncResult(self.client, futures, fname="scatter", targets=ids, owner=True)
+
+        def wait(result: AsyncResult) -> None:
             result.get()
-        except KeyboardInterrupt:
-            return result
-        return None
+
+        result: AsyncResult | None = self._outcome(send, block, wait)
+        return result
 
     def _scatter_natives(
         self,
@@ -510,17 +522,15 @@ class DirectView(View):
             )
         info = self._request_info(f"scatter:{key}", None, copy=False)  # copied there, if at all
         scattering = Scattering(self.client, key, keys, natives, info, flatten=flatten)
-        self._sent(scattering.futures)
-        result = AsyncResult(
-            self.client, scattering.futures, fname="scatter", targets=ids, owner=True
-        )
-        if not (self.block if block is None else block):
-            return result
-        try:
-            scattering.wait(result)
-        except KeyboardInterrupt:
-            return result
-        return None
+
+        def send() -> AsyncResult:
+            self._sent(scattering.futures)
+            return AsyncResult(
+                self.client, scattering.futures, fname="scatter", targets=ids, owner=True
+            )
+
+        result: AsyncResult | None = self._outcome(send, block, scattering.wait)
+        return result
 
     def gather(
         self,
@@ -566,17 +576,20 @@ class DirectView(View):
                 raise ValueError(f"these engines gather {have}, not to={to!r} with dist={dist!r}")
             return gather(self.client, key, keys, ids, self._request_info(f"gather:{key}", None))
         mapping = dists[dist]()
-        futures = self.client._submit_apply_many(
-            keys,
-            serialize.dumps(calls.pull),
-            serialize.dumps(((key,), {})),
-            **self._request_info(f"gather:{key}", None),
-        )
-        self._sent(futures)
-        result = AsyncMapResult(
-            self.client, futures, mapping, fname="gather", targets=ids, owner=True
-        )
-        return self._finished(result, block)
+
+        def send() -> AsyncMapResult:
+            futures = self.client._submit_apply_many(
+                keys,
+                serialize.dumps(calls.pull),
+                serialize.dumps(((key,), {})),
+                **self._request_info(f"gather:{key}", None),
+            )
+            self._sent(futures)
+            return AsyncMapResult(
+                self.client, futures, mapping, fname="gather", targets=ids, owner=True
+            )
+
+        return self._outcome(send, block)
 
     def clear(self, targets: Any = None, block: bool | None = None) -> Any:
         """Empty the engines' namespaces."""

@@ -18,6 +18,7 @@ __all__ = [
     "Condition",
     "Event",
     "OwnFuture",
+    "held_from_the_first_on",
     "on_main_thread",
     "repeated",
     "set_handler",
@@ -34,8 +35,10 @@ def on_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-#: whether the main thread is in such a block already
+#: whether the main thread is in an :func:`uninterrupted` block already
 _held = False
+#: what ends such blocks that go on until that of :func:`held_from_the_first_on` ends, if one does
+_at_the_end: list[Callable[[], None]] | None = None
 
 
 T = TypeVar("T")
@@ -92,14 +95,42 @@ def uninterrupted() -> Iterator[Callable[[], None]]:
             came.clear()
             handler(signal.SIGINT, sys._getframe())
 
+    def end() -> None:
+        global _held
+        _held = False
+        set_handler(signal.SIGINT, handler)
+        let_through()
+
     try:
         _held = True
         set_handler(signal.SIGINT, later)
         yield let_through
     finally:
-        _held = False
-        set_handler(signal.SIGINT, handler)
-        let_through()
+        if _at_the_end is None:
+            end()
+        else:
+            _at_the_end.append(end)
+
+
+@contextmanager
+def held_from_the_first_on() -> Iterator[None]:
+    """Have the first :func:`uninterrupted` block within this one last until the end of this one.
+
+    So a call that sends, and then waits, is not interrupted between: when it has sent something,
+    it comes to the waiting.  What it does before, such as pickling, is interrupted as usual.
+    """
+    global _at_the_end
+    if not on_main_thread() or _held or _at_the_end is not None:
+        yield
+        return
+    ends: list[Callable[[], None]] = []
+    _at_the_end = ends
+    try:
+        yield
+    finally:
+        _at_the_end = None
+        for end in ends:
+            end()
 
 
 def _nothing() -> None:

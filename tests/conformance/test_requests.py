@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,52 @@ def test_interrupts_in_the_midst_of_sending_leave_nothing_half_done(rc: ipp.Clie
     assert balanced.map_async(negate, range(3)).get(PATIENCE) == [0, -1, -2]
     assert rc.wait(timeout=PATIENCE)
     assert not rc.outstanding
+
+
+@ipp.interactive
+def interrupt(first: bool, client: int, gate: str) -> int:
+    """Interrupt the client as soon as this runs, be the client still sending; then hold."""
+    import os
+    import signal
+    import time
+
+    if first:
+        os.kill(client, signal.SIGINT)
+    deadline = time.monotonic() + 90
+    while not os.path.exists(gate) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda dv, lv, gate: dv.apply_sync(interrupt, ipp.Reference("first"), os.getpid(), gate),
+        lambda dv, lv, gate: dv.map_sync(interrupt, *columns(gate)),
+        lambda dv, lv, gate: dv.execute(f"interrupt(first, {os.getpid()}, {gate!r})", block=True),
+        lambda dv, lv, gate: lv.apply_sync(interrupt, True, os.getpid(), gate),
+        lambda dv, lv, gate: lv.map_sync(interrupt, *columns(gate)),
+    ],
+    ids=["apply", "map", "execute", "balanced-apply", "balanced-map"],
+)
+def test_an_interrupt_as_engines_begin_is_one_of_the_wait(
+    rc: ipp.Client, call: Callable[[ipp.DirectView, Any, str], Any], tmp_path: Path
+) -> None:
+    dv, lv = rc[:], rc.load_balanced_view()
+    dv.push({"interrupt": interrupt, "first": False}, block=True)
+    rc[rc.ids[0]].push({"first": True}, block=True)
+    for i in range(20):  # at any moment: when an engine begins is its own affair
+        gate = tmp_path / str(i)
+        try:
+            result = call(dv, lv, str(gate))
+        except KeyboardInterrupt:
+            pytest.fail("the interrupt came while the client was sending, and the result is lost")
+        assert isinstance(result, ipp.AsyncResult), result
+        gate.touch()
+        result.get(PATIENCE)
+        assert result.successful()
+
+
+def columns(gate: str) -> tuple[list[bool], list[int], list[str]]:
+    """The arguments of two calls of ``interrupt``, the first of which does."""
+    return [True, False], [os.getpid()] * 2, [gate] * 2
