@@ -163,12 +163,15 @@ def overwritten(text: str) -> str:
 class Latch:
     """Something that happens once; unlike a Future it costs little while nobody waits for it."""
 
-    __slots__ = ("_callbacks", "_future", "_lock", "_set")
+    __slots__ = ("_callbacks", "_future", "_set")
+
+    #: of all of them, since it is never held for long; taken again by what the garbage collector
+    #: may call meanwhile
+    _lock = threading.RLock()
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._set = False
-        self._callbacks: list[Callable[[Any], object]] = []
+        self._callbacks: tuple[Callable[[Any], object], ...] = ()
         self._future: Future[None] | None = None
 
     def is_set(self) -> bool:
@@ -181,7 +184,7 @@ class Latch:
             if self._set:
                 return
             self._set = True
-            callbacks, self._callbacks = self._callbacks, []
+            callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
             callback(self)
 
@@ -189,7 +192,7 @@ class Latch:
         """Call ``callback(...)`` when it happens; at once when it has."""
         with self._lock:
             if not self._set:
-                self._callbacks.append(callback)
+                self._callbacks = (*self._callbacks, callback)
                 return
         callback(self)
 
@@ -276,7 +279,7 @@ class MessageFuture(OwnFuture[Any]):
         #: how many items of a map that runs are done, as far as the engine has said
         self.items_done = 0
         self._lock = threading.RLock()
-        self._listeners: list[Listener] = []
+        self._listeners: tuple[Listener, ...] = ()
         #: of the result, pickled
         self.nbytes = 0
         self._pickled: Frames | LargeResult | None = None
@@ -369,12 +372,11 @@ class MessageFuture(OwnFuture[Any]):
         """
         with self._lock:
             replay(self.metadata)
-            self._listeners.append(listener)
+            self._listeners = (*self._listeners, listener)
 
         def stop() -> None:
             with self._lock:
-                if listener in self._listeners:
-                    self._listeners.remove(listener)
+                self._listeners = tuple(other for other in self._listeners if other != listener)
 
         return stop
 
@@ -386,8 +388,7 @@ class MessageFuture(OwnFuture[Any]):
             if event.type == "progress":
                 self.items_done = event.content["done"]
             record(self.metadata)
-            listeners = list(self._listeners)
-            for listener in listeners:
+            for listener in self._listeners:
                 listener(event)
 
     def finish(self, pickled: Frames | LargeResult, decode: Decode, nbytes: int = 0) -> None:

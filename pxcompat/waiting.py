@@ -72,8 +72,12 @@ class Countdown:
     callbacks, does not keep alive whoever waited for it.
     """
 
+    __slots__ = ("_left", "_then")
+
+    #: of all of them: see :class:`Latch`
+    _lock = threading.RLock()
+
     def __init__(self, futures: Sequence[Future[Any] | Latch], then: Callable[[], None]) -> None:
-        self._lock = threading.Lock()
         # one more than there are: the last step is taken below, so none can be too early
         self._left = len(futures) + 1
         self._then: Callable[[], None] | None = then
