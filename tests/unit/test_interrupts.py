@@ -1,0 +1,56 @@
+"""Conditions and futures that may be interrupted at: otherwise the standard library's."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+
+import pytest
+
+from pxcompat.engine.interrupts import Condition, OwnFuture
+
+from ..common import PATIENCE
+
+
+@pytest.mark.parametrize("lock", [None, threading.Lock()])
+def test_a_condition_wakes_those_who_wait(lock: threading.Lock | None) -> None:
+    condition = Condition(lock)
+    with condition:
+        condition.notify_all()  # nobody
+        assert not condition.wait(0)
+    waiting, woken = threading.Semaphore(0), threading.Semaphore(0)
+
+    def wait() -> None:
+        with condition:
+            waiting.release()
+            assert condition.wait(PATIENCE)
+        woken.release()
+
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert waiting.acquire(timeout=PATIENCE)
+    assert condition.acquire()  # when the last of them has let go of it, that is, waits
+    condition.notify(1)
+    condition.release()
+    assert woken.acquire(timeout=PATIENCE)
+    assert not woken.acquire(timeout=0)
+    with condition:
+        condition.notify_all()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_futures_are_waited_for_by_the_standard_library() -> None:
+    first, second = OwnFuture[int](), OwnFuture[int]()
+    timer = threading.Timer(0.01, second.set_result, [5])
+    timer.start()
+    done, pending = concurrent.futures.wait(
+        [first, second], PATIENCE, concurrent.futures.FIRST_COMPLETED
+    )
+    assert (done, pending) == ({second}, {first})
+    timer.join()
+    first.set_result(4)
+    assert {f.result(0) for f in concurrent.futures.as_completed([first, second])} == {4, 5}
