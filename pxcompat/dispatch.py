@@ -31,7 +31,7 @@ from .engine.comms import hear
 from .engine.interrupts import Condition, uninterrupted
 from .engine.nested import NESTED, on_an_engine
 from .error import EngineDied, EngineError, TaskAborted, unwrap_exception
-from .futures import MessageFuture, Metadata
+from .futures import SENT, MessageFuture, Metadata
 from .objects import Accepted, RemoteReference
 from .protocol import Backend, EngineInfo, Frames, Handle, LargeResult, OutputEvent, Reply, Request
 
@@ -211,7 +211,7 @@ class Dispatcher:
             for key in keys:
                 future = self.register("apply", label, key, header)
                 if len(arguments) == 1 and not (header or {}).get("track"):
-                    future.sent_latch.set()  # a copy is sent: nothing to wait for
+                    future.sent_latch = SENT
                 content = {"map": True} if map else {}
                 request = Request(
                     future.msg_id,

@@ -19,6 +19,7 @@ from .engine.interrupts import OwnFuture
 from .protocol import Frames, LargeResult, OutputEvent
 
 __all__ = [
+    "SENT",
     "Latch",
     "MessageFuture",
     "Metadata",
@@ -79,19 +80,22 @@ class Metadata(dict[str, Any]):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        object.__setattr__(self, "_parts", {})
         super().__init__(_UNKNOWN, outputs=[], data={})
         given = dict(*args, **kwargs)
         if not given.keys() <= _UNKNOWN.keys():
             raise KeyError(*(given.keys() - _UNKNOWN.keys()))
         super().update(given)
 
-    #: printed text that has not been looked at yet, by the name of its stream
-    _parts: dict[str, list[str]]
+    #: printed text that has not been looked at yet, by the name of its stream, if there is any
+    _parts: dict[str, list[str]] | None = None
 
     def add_text(self, stream: str, text: str) -> None:
         """Add printed text; it is put together when somebody looks."""
-        self._parts.setdefault(stream, []).append(text)
+        parts = self._parts
+        if parts is None:
+            parts = {}
+            object.__setattr__(self, "_parts", parts)
+        parts.setdefault(stream, []).append(text)
 
     def _put_together(self) -> None:
         while self._parts:
@@ -143,7 +147,8 @@ class Metadata(dict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         if key not in self:
             raise KeyError(key)
-        self._parts.pop(key, None)
+        if self._parts:
+            self._parts.pop(key, None)
         super().__setitem__(key, value)
 
 
@@ -217,6 +222,11 @@ class Latch:
             with contextlib.suppress(FutureTimeoutError, CancelledError):
                 self.future.exception(timeout)
         return self._set or self.future.done()
+
+
+#: of requests that are sent as a copy: nobody has to wait until they have left
+SENT = Latch()
+SENT.set()
 
 
 def _complete(future: Future[None]) -> None:

@@ -82,10 +82,11 @@ class Countdown:
         self._left = len(futures) + 1
         self._then: Callable[[], None] | None = then
         for future in futures:
-            future.add_done_callback(self._step)
-        self._step()
+            future.add_done_callback(self)
+        self()
 
-    def _step(self, _: object = None) -> None:
+    def __call__(self, _: object = None) -> None:
+        """One of them is done."""
         with self._lock:
             self._left -= 1
             if self._left:
