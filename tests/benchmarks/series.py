@@ -128,7 +128,7 @@ def _moved(method: str, megabytes: float, engines: Callable[[int], int] | None =
             action = lambda: getattr(system, method)(array)  # noqa: E731
         if amount < 512 and not everywhere:
             action()  # the first one is the allocator's
-        repeats = 3 if amount < 512 else 1
+        repeats = 5 if amount < 512 else 1
         return statistics.median(_rate(amount, action) for _ in range(repeats))
 
     return measure
