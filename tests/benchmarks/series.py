@@ -191,8 +191,10 @@ def _queued(system: System, n: int, scale: float) -> float:
     """What a request costs when 1,000 are queued, over what it costs when 10,000 are."""
     few, many = max(10, int(1000 * scale)), max(100, int(10_000 * scale))
     system.burst(few)
-    rates = {count: _rate(count, lambda: system.burst(count)) for count in (few, many)}  # noqa: B023
-    return rates[many] / rates[few]
+    rates: dict[int, list[float]] = {few: [], many: []}
+    for count in [few, many] * 5:
+        rates[count].append(_rate(count, lambda: system.burst(count)))  # noqa: B023
+    return statistics.median(rates[many]) / statistics.median(rates[few])
 
 
 def _memory(system: System, n: int, scale: float) -> float:
