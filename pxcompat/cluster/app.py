@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -18,6 +19,7 @@ from traitlets.config import Application
 from traitlets.config.application import catch_config_error
 
 from .. import __version__
+from ..engine.interrupts import repeated
 from ..error import ConnectionFileError, IPythonError
 from . import profiles
 from .cluster import Cluster
@@ -495,25 +497,24 @@ pxcluster stop
         self.exit(1)
 
 
-class _stop_signals:
+@contextmanager
+def _stop_signals() -> Iterator[None]:
     """Have SIGTERM, like SIGINT, raise KeyboardInterrupt; after it, have both ignored.
 
     What follows is the clean-up, which a second Ctrl-C must not break off.
     """
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def __enter__(self) -> None:
-        for signum in self.signals:
-            signal.signal(signum, self.interrupt)
-
-    def __exit__(self, *exc_info: object) -> None:
-        for signum in self.signals:
-            signal.signal(signum, signal.SIG_IGN)
-
-    @staticmethod
     def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, interrupt)
+    try:
+        with repeated(lambda: True):  # imports, of which there are many, are where Python drops it
+            yield
+    finally:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
 
 
 def _relay_signals(cluster: Cluster) -> None:

@@ -1,12 +1,15 @@
-"""Conditions and futures that may be interrupted at: otherwise the standard library's."""
+"""Conditions and futures that may be interrupted at; interrupts that Python drops."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import os
+import signal
 import threading
 
 import pytest
 
+from pxcompat.cluster.app import _stop_signals
 from pxcompat.engine.interrupts import Condition, OwnFuture
 
 from ..common import PATIENCE
@@ -54,3 +57,21 @@ def test_futures_are_waited_for_by_the_standard_library() -> None:
     timer.join()
     first.set_result(4)
     assert {f.result(0) for f in concurrent.futures.as_completed([first, second])} == {4, 5}
+
+
+def test_an_interrupt_that_python_drops_stops_pxcluster_all_the_same() -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.getpid()  # the handler is called here at the latest, and what it raises goes nowhere
+
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(KeyboardInterrupt), _stop_signals():
+            Finalized()
+            threading.Event().wait(PATIENCE)
+            pytest.fail("nobody was interrupted")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
