@@ -52,27 +52,34 @@ class Scattering:
     ) -> None:
         self._client = client
         self._keys = keys
+        self._info = info
         self._token = uuid.uuid4().hex
         self._undone = threading.Event()
         self._undoing: list[MessageFuture] = []
-        function = serialize.dumps(parts.bind)
-        arguments = [
+        self._futures: list[MessageFuture] = []
+        self._arguments = [
             serialize.dumps(((name, Accepted(n), self._token, flatten), {}), natives=True)
             for n in natives
         ]
-        self.futures: list[MessageFuture] = [
-            client._submit_apply(key, function, frames, **info)
-            for key, frames in zip(keys, arguments, strict=True)
+
+    def send(self) -> list[MessageFuture]:
+        """Have the engines bind it; once."""
+        function = serialize.dumps(parts.bind)
+        arguments, self._arguments = self._arguments, []  # which hold what they stand for
+        self._futures = [
+            self._client._submit_apply(key, function, frames, **self._info)
+            for key, frames in zip(self._keys, arguments, strict=True)
         ]
         # before anybody else is told of the end
-        Countdown(self.futures, self._settle)
+        Countdown(self._futures, self._settle)
+        return self._futures
 
     def _settle(self) -> None:
-        good = all(future.exception() is None for future in self.futures)
+        good = all(future.exception() is None for future in self._futures)
         function = serialize.dumps(parts.settle)
         arguments = serialize.dumps(((self._token, good), {}))
         try:
-            for key, future in zip(self._keys, self.futures, strict=True):
+            for key, future in zip(self._keys, self._futures, strict=True):
                 if future.exception() is None:
                     self._undoing.append(
                         self._client._submit_apply(key, function, arguments, label="settle")

@@ -524,10 +524,9 @@ class DirectView(View):
         scattering = Scattering(self.client, key, keys, natives, info, flatten=flatten)
 
         def send() -> AsyncResult:
-            self._sent(scattering.futures)
-            return AsyncResult(
-                self.client, scattering.futures, fname="scatter", targets=ids, owner=True
-            )
+            futures = scattering.send()
+            self._sent(futures)
+            return AsyncResult(self.client, futures, fname="scatter", targets=ids, owner=True)
 
         result: AsyncResult | None = self._outcome(send, block, scattering.wait)
         return result
