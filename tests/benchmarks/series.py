@@ -188,13 +188,19 @@ def _crowd(system: System, n: int, scale: float) -> float:
 
 
 def _queued(system: System, n: int, scale: float) -> float:
-    """What a request costs when 1,000 are queued, over what it costs when 10,000 are."""
+    """The rate of 10,000 requests queued at once, over that of as many queued 1,000 at a time."""
     few, many = max(10, int(1000 * scale)), max(100, int(10_000 * scale))
+
+    def in_turn() -> None:
+        for _ in range(many // few):
+            system.burst(few)
+
     system.burst(few)
-    rates: dict[int, list[float]] = {few: [], many: []}
-    for count in [few, many] * 5:
-        rates[count].append(_rate(count, lambda: system.burst(count)))  # noqa: B023
-    return statistics.median(rates[many]) / statistics.median(rates[few])
+    in_parts, at_once = [], []
+    for _ in range(5):  # as many calls either way
+        in_parts.append(_rate(many, in_turn))
+        at_once.append(_rate(many, lambda: system.burst(many)))
+    return statistics.median(at_once) / statistics.median(in_parts)
 
 
 def _memory(system: System, n: int, scale: float) -> float:

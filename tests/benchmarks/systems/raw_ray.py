@@ -13,6 +13,9 @@ from ..functions import nothing
 class Engine:
     array: Any
 
+    def nothing(self) -> None:
+        """The least that a call of an actor can be."""
+
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
@@ -36,10 +39,10 @@ class Actors:
         ray.shutdown()
 
     def one(self) -> None:
-        ray.get(self._actors[0].call.remote(self._function))
+        ray.get(self._actors[0].nothing.remote())
 
     def all(self) -> None:
-        ray.get([actor.call.remote(self._function) for actor in self._actors])
+        ray.get([actor.nothing.remote() for actor in self._actors])
 
     def burst(self, count: int) -> None:
         ray.get([self._actors[0].call.remote(self._function, n) for n in range(count)])
