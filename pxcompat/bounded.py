@@ -51,7 +51,9 @@ class BoundedDict(MutableMapping[str, T]):
 
     def put(self, key: str, value: T, size: int) -> None:
         """Set an item of so many bytes."""
-        self.pop(key, None)
+        before = self._items.pop(key, None)
+        if before is not None:
+            self._nbytes -= before[1]
         self._items[key] = value, size
         self._nbytes += size
         while len(self._items) > self.max_count or (

@@ -51,7 +51,7 @@ class Journal:
             return  # it never ran
         self._seconds += completed - started
         result = reply.result
-        nbytes = sum(len(frame) for frame in result) if isinstance(result, list) else 0
+        nbytes = sum(map(len, result)) if isinstance(result, list) else 0
         self._calls.append(
             Call(
                 request.msg_id,

@@ -10,7 +10,6 @@ has ended.
 from __future__ import annotations
 
 import queue
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -109,6 +108,4 @@ def _run_within(engine: Engine, run: Callable[[], None]) -> None:
         run()
     finally:
         engine.tasks.running, engine.shell.output = running, output
-        engine._interruptible = True
-        if engine.own_process:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        engine.let_in(interrupts=True)

@@ -75,9 +75,9 @@ class Record:
         size = 1024 + self.events_size
         for frames in (self.request.function, self.request.arguments):
             if isinstance(frames, list):
-                size += sum(len(frame) for frame in frames)
+                size += sum(map(len, frames))
         if self.reply is not None and isinstance(self.reply.result, list):
-            size += sum(len(frame) for frame in self.reply.result)
+            size += sum(map(len, self.reply.result))
         return size
 
     def add(self, event: OutputEvent) -> None:
@@ -101,7 +101,7 @@ class Record:
             self.request.natives = {}
             self.request.arguments = None
         elif not isinstance(arguments, list) or (
-            len(arguments) > 1 or sum(len(f) for f in arguments) > ARGUMENT_LIMIT
+            len(arguments) > 1 or len(arguments[0]) > ARGUMENT_LIMIT
         ):
             self.request.arguments = None
 
@@ -295,4 +295,4 @@ def copied(frames: Frames) -> Frames:
     What a request returned may still be changed by the next one, while the reply is
     on its way or remembered.
     """
-    return [frames[0], *(owned(frame) for frame in frames[1:])]
+    return frames if len(frames) == 1 else [frames[0], *map(owned, frames[1:])]

@@ -265,9 +265,11 @@ class Engine:
     def _call(self, function: Callable[[], None]) -> None:
         self._calling = True
         try:
-            with self._interrupts():
-                function()
+            self.let_in(interrupts=True)
+            function()
+            self.let_in(interrupts=False)
         except BaseException:
+            self.let_in(interrupts=False)
             # the functions report their own failures; this is an interrupt that came late
             log.exception("an interrupt or error outside of any request")
         finally:
@@ -284,16 +286,15 @@ class Engine:
         reply = Reply(request.msg_id, "ok", self.key)
         failure: BaseException | None = None
         try:
-            try:
-                with self._interrupts():
-                    if request.kind == "apply":
-                        self._apply(request, reply)
-                    else:
-                        failure = self._execute(request, reply)
-            finally:
-                # an interrupt may come as late as here, in place of the result
-                self._interruptible = False
+            self.let_in(interrupts=True)
+            if request.kind == "apply":
+                self._apply(request, reply)
+            else:
+                failure = self._execute(request, reply)
+            self.let_in(interrupts=False)
         except BaseException as error:
+            # again: an interrupt may come as late as above, in place of the result
+            self.let_in(interrupts=False)
             failure = error
         if failure is not None:
             reply.status = "error"
@@ -322,8 +323,9 @@ class Engine:
         scope = shell.user_ns
         # the frames of a handle were filled in by the backend before it submitted
         copy = request.header.get("copy", True)
-        natives = {token: partial(n.resolve, copy) for token, n in request.natives.items()}
-        if natives:
+        natives = {}
+        if request.natives:
+            natives = {token: partial(n.resolve, copy) for token, n in request.natives.items()}
             function = serialize.loads(request.function, scope, natives)  # type: ignore[arg-type]
         else:
             function = loads_function(request.function, scope)  # type: ignore[arg-type]
@@ -378,26 +380,13 @@ class Engine:
 
     # -- interrupts ------------------------------------------------------------
 
-    @contextmanager
-    def _interrupts(self) -> Iterator[None]:
-        self._interruptible = True
+    def let_in(self, *, interrupts: bool) -> None:
+        """Whether interrupts are for what runs now, on the engine's thread."""
         if self.own_process:
-            # Python's own handler, which leaves no frame in the user's traceback
-            set_handler(signal.SIGINT, signal.default_int_handler)
-        try:
-            yield
-        finally:
-            if self.own_process:
-                set_handler(signal.SIGINT, _nothing_to_interrupt)
-            self._interruptible = False
-
-    @contextmanager
-    def uninterrupted(self) -> Iterator[None]:
-        """Within what was queued with :meth:`call`: interrupts are for the requests it runs."""
-        if self.own_process:
-            set_handler(signal.SIGINT, _nothing_to_interrupt)
-        self._interruptible = False
-        yield
+            # Python's own handler leaves no frame in the user's traceback
+            handler = signal.default_int_handler if interrupts else _nothing_to_interrupt
+            set_handler(signal.SIGINT, handler)
+        self._interruptible = interrupts
 
     def interrupt(self) -> None:
         """Interrupt what runs, from another thread, where there is no signal to do it."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..error import SerializationError
@@ -32,14 +31,19 @@ class _Context(threading.local):
 context = _Context()
 
 
-@contextmanager
-def namespace_of(namespace: dict[str, Any] | None) -> Iterator[None]:
+class namespace_of:
     """Unpickle within this namespace: functions of ``__main__`` get it as globals."""
-    before, context.namespace = context.namespace, namespace
-    try:
-        yield
-    finally:
-        context.namespace = before
+
+    __slots__ = ("_before", "_namespace")
+
+    def __init__(self, namespace: dict[str, Any] | None) -> None:
+        self._namespace = namespace
+
+    def __enter__(self) -> None:
+        self._before, context.namespace = context.namespace, self._namespace
+
+    def __exit__(self, *_: object) -> None:
+        context.namespace = self._before
 
 
 def current_namespace() -> dict[str, Any]:
