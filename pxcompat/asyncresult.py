@@ -287,7 +287,7 @@ class AsyncResult(RequestInfo):
                 for part in done:
                     if not part._success:
                         return part.get(return_exceptions=return_exceptions)
-        else:
+        elif not self.done():
             self._wait_unpickling(timeout)
         if not self.done():
             raise TimeoutError("Result not ready.")

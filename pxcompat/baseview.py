@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -167,14 +167,19 @@ class View(HasTraits):
         send: Callable[[], AsyncResult],
         block: bool | None,
         wait: Callable[[Any], Any] = methodcaller("get"),
+        *,
+        many: bool = False,
     ) -> Any:
         """Send requests and, when blocking, wait for their result; the AsyncResult itself when the
-        user interrupts that, be it in the midst of sending."""
+        user interrupts that, be it in the midst of sending.
+
+        ``many`` are sent while the first are running, whose replies are wanted meanwhile.
+        """
         if not (self.block if block is None else block):
             return send()
         result = None
         try:
-            with held_from_the_first_on():
+            with held_from_the_first_on(), nullcontext() if many else self.client._awaited():
                 result = send()
             return wait(result)
         except KeyboardInterrupt:

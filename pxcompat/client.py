@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from .balance import Balancer
@@ -511,6 +512,10 @@ class Client(Work):
         """The same call on several engines."""
         self._check_open()
         return self._dispatcher.apply(keys, f, args, label=label, map=map, header=header)
+
+    def _awaited(self) -> AbstractContextManager[object]:
+        """Around sending what this thread is about to wait for."""
+        return self._backend.awaited()
 
     def _reference(self, name: str, key: str, engine: int) -> Any:
         """A name of an engine, as an argument for others and for the backend's own tasks."""

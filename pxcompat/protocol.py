@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -364,6 +365,13 @@ class Backend(Protocol):
     def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         """Let the backend's own scheduler place each request on one of ``candidates``
         (None: any engine, present or future)."""
+
+    def awaited(self) -> AbstractContextManager[object]:
+        """A block in which this thread sends what it is about to wait for.
+
+        A backend for which it is quicker may deal with replies that come at once on this thread, as
+        the block ends.  It takes some milliseconds longer for that at most.
+        """
 
     def cancel(self, key: str | None, msg_ids: Sequence[str]) -> Future[list[str]]:
         """Keep requests that have not started from ever running.

@@ -196,7 +196,7 @@ class ParallelFunction(RemoteFunction):
         if not length:
             return []
         send = functools.partial(self._send, columns, length, each)
-        return self.view._outcome(send, bool(self.block))
+        return self.view._outcome(send, bool(self.block), many=True)
 
     def _send(self, columns: Sequence[Any], length: int, each: bool) -> AsyncMapResult:
         """Send the function with parts of columns that are so long."""

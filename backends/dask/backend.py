@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import logging
@@ -13,6 +14,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any
 
 from distributed import Client
@@ -321,6 +323,9 @@ class DaskBackend:
 
     def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         self._balanced.submit(requests, candidates)
+
+    def awaited(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def cancel(self, key: str | None, msg_ids: Sequence[str]) -> Future[list[str]]:
         if key is None:

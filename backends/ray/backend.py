@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import queue
 import signal as signals
@@ -38,6 +39,7 @@ from ..answers import accepted, cancelled
 from ..shared import SharedFrames, can_share
 from . import registry, session
 from .announcing import Announcer
+from .awaiting import MOMENT, Awaiting
 from .balanced import Placer
 from .collections import put_together, take_apart
 from .connecting import greet, populate
@@ -46,7 +48,7 @@ from .lending import hand_over
 from .objects import Kept, StoredObject, accept
 from .ordering import Outputs
 from .outbox import Pace
-from .peer import Peer
+from .peer import Peer, UnderWay
 from .questions import Questions
 from .wire import (
     LARGE,
@@ -108,6 +110,9 @@ class RayBackend:
         #: whatever arrives, for the one thread that tells the sink
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="pxcompat-ray", daemon=True)
+        #: held by who deals with one of them, which may be another thread: see ``awaiting``
+        self._turn = threading.RLock()
+        self.awaiting = Awaiting(self.connected, self._fetched, self._follow)
         self._announcer = Announcer(self)
         self._closed = False
         #: set when nothing more is to come
@@ -127,7 +132,7 @@ class RayBackend:
         self._dashboard = self._dashboard or self._session.dashboard
         self.in_band = self._session.remote
         try:
-            with self._session.use():
+            with self._session:
                 self.registry, known = greet(
                     self._info, self._session, sink.session, time.monotonic() + timeout
                 )
@@ -166,10 +171,14 @@ class RayBackend:
                 continue
             if event is None:
                 return
-            try:
-                event()
-            except Exception:
-                log.exception("an event of the cluster could not be dealt with")
+            with self._turn:
+                self._deal_with(event)
+
+    def _deal_with(self, event: Callable[[], None]) -> None:
+        try:
+            event()
+        except Exception:
+            log.exception("an event of the cluster could not be dealt with")
 
     def _listen(self) -> None:
         """Ask for our mail; asked again when it comes."""
@@ -303,6 +312,29 @@ class RayBackend:
     def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         self._placer.submit(requests, candidates)
         self._announcer.wake()  # the registry is told of what waits, also where no engine is
+
+    def awaited(self) -> AbstractContextManager[None]:
+        return self.awaiting.block()
+
+    def _fetched(self, call: UnderWay, value: Any) -> None:
+        """A reply is here that its thread has fetched itself."""
+        deal = functools.partial(call.peer.returned, call, value)
+        if not self._turn.acquire(timeout=MOMENT):
+            # a user's callback that takes long is no reason to keep interrupts off
+            self.later(deal)
+            return
+        try:
+            self._deal_with(deal)
+        finally:
+            self._turn.release()
+
+    def _follow(self, call: UnderWay) -> None:
+        """A reply has not come at once."""
+        try:
+            with self.connected():
+                call.follow()
+        except EngineError as error:  # somebody called ray.shutdown()
+            self.sink.engine_down(call.peer.info.key, str(error))
 
     def fetch(self, stored: StoredFrames, *, copy: bool = True) -> Frames:
         """Bring frames from the object store, into memory of this process or as they are there."""
@@ -472,10 +504,10 @@ class RayBackend:
         return self._session is not None and self._session.alive
 
     def connected(self) -> AbstractContextManager[None]:
-        """For every use of Ray (see :meth:`session.Session.use`)."""
+        """For every use of Ray (see :meth:`session.Session`)."""
         if self._session is None:
             raise EngineError("this client is not connected")
-        return self._session.use()
+        return self._session
 
     def close(self, *, timeout: float = 5) -> None:
         if self._closed:

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from pxcompat.protocol import OutputEvent, Reply
+from pxcompat.protocol import OutputEvent, Reply, Request
 
 from ..controlled import settle
 from ..shared import kept
@@ -176,22 +176,21 @@ class EngineActor:
         """What Ray's dashboard and logs call it."""
         return f"engine {self._engine.id}"
 
-    def run(
-        self,
-        head: Any,
-        function: Any = None,
-        arguments: Any = None,
-        natives: Any = None,
-    ) -> Any:
-        """Run a request, which is pickled where it is small; its reply with the last of its
-        output, pickled, and a large result apart."""
-        if isinstance(head, bytes):
-            head, function, arguments = pickle.loads(head)
+    def run(self, packed: bytes) -> Any:
+        """Run a small request; its reply with the last of its output, pickled, and a large result
+        apart."""
+        return self._run(unpack_request(*pickle.loads(packed)))
+
+    def run_large(self, head: Any, function: Any, arguments: Any, natives: Any) -> Any:
+        """:meth:`run` for a request with something that Ray is to see."""
         request = unpack_request(head, function, arguments)
         request.natives = unpack_natives(natives)
-        origin = _Called(self._post, request.header["client"])
         # in the object store, if they are large; the engine has its own
         del function, arguments, natives
+        return self._run(request)
+
+    def _run(self, request: Request) -> Any:
+        origin = _Called(self._post, request.header["client"])
         self._begun.append(request.msg_id)
         self._engine.run_now(request, origin)
         answer, lent = origin.answer, None

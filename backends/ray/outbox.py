@@ -64,14 +64,23 @@ class Pace:
 
 
 class Call(NamedTuple):
-    """One call of an engine's actor: a request alone, or several packed into one argument."""
+    """One call of an engine's actor: a request alone, or several packed into one argument.
+
+    Attributes
+    ----------
+    method
+        Of the actor: ``run``, ``run_large`` for what Ray is to see, ``run_all`` for several.
+    """
 
     requests: list[Request]
     arguments: tuple[Any, ...]
+    method: str
 
     @property
     def name(self) -> str:
         """What a dashboard shows: of requests that share the call each name, and how often."""
+        if len(self.requests) == 1:
+            return self.requests[0].name
         counts = Counter(request.name for request in self.requests)
         return ", ".join(f"{name} x{n}" if n > 1 else name for name, n in counts.items())
 
@@ -129,11 +138,11 @@ class Outbox:
                 return True
         return False
 
-    def returned(self) -> None:
-        """A call of the engine's actor has ended."""
+    def returned(self) -> bool:
+        """A call of the engine's actor has ended; whether something waits, which may leave now."""
         with self._lock:
             self._under_way -= 1
-            self._flush()
+            return bool(self._waiting)
 
     def flush(self) -> None:
         """Let everything leave."""
@@ -164,12 +173,13 @@ class Outbox:
                 together.append(self._waiting.popleft())
         if len(together) == 1:
             if first.nbytes < 0:
-                return Call([first.request], first.arguments)
+                return Call([first.request], first.arguments, "run_large")
             # bytes are to Ray what they are; anything else goes through cloudpickle
-            return Call([first.request], (pickle.dumps(first.arguments, protocol=5),))
+            packed = pickle.dumps(first.arguments, protocol=5)
+            return Call([first.request], (packed,), "run")
         # one pickle, in which what they have in common, as a map's function, is there once
         packed = pickle.dumps([item.arguments for item in together], protocol=5)
-        return Call([item.request for item in together], (packed,))
+        return Call([item.request for item in together], (packed,), "run_all")
 
 
 def _pack(request: Request) -> _Packed:
@@ -182,4 +192,7 @@ def _pack(request: Request) -> _Packed:
         nbytes += size(frames)  # type: ignore[arg-type]
     if request.natives:  # Ray is to see them
         return _Packed(request, (*pack_request(request), pack_natives(request.natives)), -1)
-    return _Packed(request, pack_request(request), -1 if nbytes > MOST_BYTES else nbytes)
+    if nbytes > MOST_BYTES:
+        nbytes = -1
+    packed = pack_request(request)
+    return _Packed(request, packed if nbytes >= 0 else (*packed, None), nbytes)

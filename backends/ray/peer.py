@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray.exceptions import ActorDiedError, RayTaskError
 
@@ -52,6 +52,35 @@ class _Result(StoredFrames):
         return self._backend.fetch(self, copy=copy)
 
 
+class UnderWay(NamedTuple):
+    """A call of an engine's actor that has left, and will return.
+
+    Attributes
+    ----------
+    reply
+        Reference to what it returns.
+    apart
+        Reference to what it may return besides: a large result.
+    """
+
+    peer: Peer
+    call: Call
+    reply: Any
+    apart: Any
+
+    def follow(self) -> None:
+        """Have the client's thread deal with what it returns."""
+        later = self.peer._backend.later
+        self.reply.future().add_done_callback(lambda done: later(lambda: self._ended(done)))
+
+    def _ended(self, done: Future[Any]) -> None:
+        failure = done.exception()
+        if failure is None:
+            self.peer.returned(self, done.result())
+        else:
+            self.peer.failed(self, failure)
+
+
 class Peer:
     """An engine that a client knows.  Thread-safe.
 
@@ -88,8 +117,8 @@ class Peer:
         self._handle = handle
         self._backend = backend
         self._lock = threading.Lock()
-        #: its actor's `run`, by the name that a dashboard is to show
-        self._runs: dict[str, Any] = {}
+        #: its actor's methods, by what they are called and what a dashboard is to show
+        self._methods: dict[tuple[str, str], Any] = {}
         #: what of that which was sent it knows of before it comes
         self._announced: set[str] = set()
         #: when it last had a reply, or had something to do again
@@ -141,24 +170,25 @@ class Peer:
         self._tell("nested", packed)
 
     def _call(self, call: Call) -> None:
-        """Call its actor; for its outbox."""
-        name = call.name
-        with self._backend.connected():
-            apart = None
-            if call.shared:
-                reply = self._handle.run_all.options(name=name).remote(*call.arguments)
-            else:
-                run = self._runs.get(name)
-                if run is None:
-                    if len(self._runs) >= NAMES:
-                        self._runs.clear()
-                    run = self._handle.run.options(name=name, num_returns=2)
-                    self._runs[name] = run
-                reply, apart = run.remote(*call.arguments)
-            replied = reply.future()
-        replied.add_done_callback(
-            lambda future: self._backend.later(lambda: self._returned(call, future, apart))
-        )
+        """Call its actor; for its outbox, which is flushed while we are connected."""
+        returned = self._method(call.method, call.name).remote(*call.arguments)
+        reply, apart = (returned, None) if call.shared else returned
+        under_way = UnderWay(self, call, reply, apart)
+        # where it is the only one, nothing else is to come from the engine before it
+        if len(self.sent) > 1 or not self._backend.awaiting.take(under_way):
+            under_way.follow()
+
+    def _method(self, method: str, name: str) -> Any:
+        """A method of its actor's, with a name for dashboards."""
+        known = self._methods.get((method, name))
+        if known is None:
+            if len(self._methods) >= NAMES:
+                self._methods.clear()
+            # all but run_all return a large result apart
+            options = {"name": name, "num_returns": 1 if method == "run_all" else 2}
+            known = getattr(self._handle, method).options(**options)
+            self._methods[method, name] = known
+        return known
 
     def keep(self, request: Request) -> Kept:
         """Call its actor for what stays in Ray's store."""
@@ -166,19 +196,19 @@ class Peer:
         if self._backend.in_band:
             request.header["in_band"] = True
         self.outbox.flush()  # what was sent before comes before
-        run = self._handle.run.options(name=request.name, num_returns=2)
-        reply, apart = run.remote(*pack_request(request))
+        run = self._method("run_large", request.name)
+        reply, apart = run.remote(*pack_request(request), None)
         return Kept(reply, apart, self.info.id)
 
     def give_aside(self, name: str, token: str) -> Any:
         """Call its actor for what it has set aside, of which this is the name."""
-        give = self._handle.give_aside.options(name=f"px:gather:{name}", num_returns=2)
-        return give.remote(token)
+        return self._method("give_aside", f"px:gather:{name}").remote(token)
 
     def leave(self) -> None:
         """Let what waits leave."""
         try:
-            self.outbox.flush()
+            with self._backend.connected():
+                self.outbox.flush()
         except EngineError as error:  # somebody called ray.shutdown()
             self._backend.sink.engine_down(self.info.key, str(error))
 
@@ -222,42 +252,48 @@ class Peer:
 
     # -- and back ----------------------------------------------------------------------
 
-    def _returned(self, call: Call, done: Future[Any], apart: Any) -> None:
-        """A call of its actor ended."""
+    def returned(self, under_way: UnderWay, value: Any) -> None:
+        """A call of its actor has returned this."""
         backend = self._backend
-        failure = done.exception()
-        if failure is None:
-            if call.shared:
-                said = pickle.loads(done.result())
-            else:
-                head, late = pickle.loads(done.result())
-                said = [("output", head[0], *event) for event in late]
-                if isinstance(head[5], int):
-                    apart = _Result(apart, head[5], backend)
-                elif isinstance(head[5], dict):
-                    done_with = functools.partial(
-                        self._tell_if_connected, "done", {"name": head[0]}
-                    )
-                    apart = Borrowed(head[5], functools.partial(backend.later, done_with))
-                said.append(("reply", head, apart))
-            for kind, *fields in said:
+        if under_way.call.shared:
+            replies = []
+            for kind, *fields in pickle.loads(value):
                 if kind == "output":
-                    msg_id, *event = fields
-                    backend.output(msg_id, unpack_output(*event))
-            replies = [unpack_reply(*fields) for kind, *fields in said if kind == "reply"]
-            with self._lock:
-                for reply in replies:
-                    if reply.msg_id in self.sent:
-                        backend.pace.note(self.sent[reply.msg_id][0].name, reply)
-            # the engine has more to do before its client has what it did
-            self.outbox.returned()
-            self.leave()
-            backend.replied(self, replies)
+                    backend.output(fields[0], unpack_output(*fields[1:]))
+                else:
+                    replies.append(unpack_reply(*fields))
         else:
-            self._failed(call, failure)
-            self.outbox.returned()
-            self.leave()
+            head, late = pickle.loads(value)
+            for event in late:
+                backend.output(head[0], unpack_output(*event))
+            replies = [unpack_reply(head, self._large(head, under_way.apart))]
+        with self._lock:
+            for reply in replies:
+                if reply.msg_id in self.sent:
+                    backend.pace.note(self.sent[reply.msg_id][0].name, reply)
+        # the engine has more to do before its client has what it did
+        self._returned()
+        backend.replied(self, replies)
         backend.returned(self)
+
+    def _large(self, head: tuple[Any, ...], apart: Any) -> Any:
+        """The result of a reply that is too large to have come with it; else of no meaning."""
+        if isinstance(head[5], int):
+            return _Result(apart, head[5], self._backend)
+        if isinstance(head[5], dict):
+            done_with = functools.partial(self._tell_if_connected, "done", {"name": head[0]})
+            return Borrowed(head[5], functools.partial(self._backend.later, done_with))
+        return None
+
+    def failed(self, under_way: UnderWay, failure: BaseException) -> None:
+        """A call of its actor has failed."""
+        self._failed(under_way.call, failure)
+        self._returned()
+        self._backend.returned(self)
+
+    def _returned(self) -> None:
+        if self.outbox.returned():
+            self.leave()
 
     def _failed(self, call: Call, failure: BaseException) -> None:
         """A call of its actor did not end as calls do."""

@@ -25,6 +25,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -268,6 +269,9 @@ class RelayBackend:
             return
         for request in requests:
             self.sink.sent(request.msg_id)
+
+    def awaited(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def cancel(self, key: str | None, msg_ids: Sequence[str]) -> Future[list[str]]:
         return self.ask("cancel", key, list(msg_ids))

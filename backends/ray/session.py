@@ -82,10 +82,9 @@ class Session:
         """Whether Ray Client connects us (``ray://``), with no object store in this process."""
         return self.address.startswith("ray://")
 
-    @contextlib.contextmanager
-    def use(self) -> Iterator[None]:
-        """Stay connected meanwhile: Ray ends a process that calls it after it disconnected, or
-        starts a cluster for it.
+    def __enter__(self) -> None:
+        """Stay connected until the end of the block: Ray ends a process that calls it after it
+        disconnected, or starts a cluster for it.
 
         Raises
         ------
@@ -96,11 +95,11 @@ class Session:
             if self._ending or not self.alive:
                 raise EngineError("this process is not connected to its Ray cluster any more")
             self._using += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._using -= 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._using -= 1
+            if self._ending:
                 self._changed.notify_all()
 
     def _disconnect(self) -> None:

@@ -52,10 +52,10 @@ class StoredFrames:
 
 def size(frames: Frames | None) -> int:
     """Bytes in all."""
-    return sum(
-        len(frame) if isinstance(frame, bytes) else memoryview(frame).nbytes
-        for frame in frames or ()
-    )
+    nbytes = 0
+    for frame in frames or ():
+        nbytes += len(frame) if isinstance(frame, bytes) else memoryview(frame).nbytes
+    return nbytes
 
 
 def pack_frames(
@@ -68,7 +68,7 @@ def pack_frames(
         return frames.ref
     if isinstance(frames, SharedFrames):
         return frames.field()
-    if in_band or size(frames) < LARGE:
+    if len(frames) == 1 or in_band or size(frames) < LARGE:
         return [bytes(frame) for frame in frames]
     return [bytes(frames[0]), *(pickle.PickleBuffer(frame) for frame in frames[1:])]
 
@@ -85,6 +85,8 @@ def unpack_frames(
         return None
     if isinstance(field, dict):
         return mapped(field)
+    if len(field) == 1:
+        return [field[0]]
     buffers = (memoryview(buffer) for buffer in field[1:])
     return [field[0], *(owned(b) if copy else b.toreadonly() for b in buffers)]
 

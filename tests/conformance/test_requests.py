@@ -362,6 +362,36 @@ def test_an_interrupt_as_engines_begin_is_one_of_the_wait(
         assert result.successful()
 
 
+def test_a_callback_that_takes_long_keeps_no_interrupt_off(rc: ipp.Client, tmp_path: Path) -> None:
+    view = rc[rc.ids[0]]
+    view.push({"interrupt": interrupt}, block=True)
+    gate, began, free = tmp_path / "gate", threading.Event(), threading.Event()
+    gate.touch()
+
+    def block(_: ipp.AsyncResult) -> None:
+        began.set()
+        free.wait(PATIENCE)
+
+    view.apply_async(os.getpid).add_done_callback(block)
+    assert began.wait(PATIENCE)  # what comes now is not dealt with
+    try:
+        result = view.apply_sync(interrupt, True, os.getpid(), str(gate))
+    finally:
+        free.set()
+    assert isinstance(result, ipp.AsyncResult)
+    assert result.get(PATIENCE) == 1
+
+
+def test_what_was_sent_before_a_blocking_call_is_done_after_it(rc: ipp.Client) -> None:
+    dv, view = rc[:], rc[rc.ids[0]]
+    for i in range(50):
+        before = [view.apply_async(pow, i, 2), dv.apply_async(pow, i, 3)]
+        assert view.apply_sync(pow, i, 4) == i**4
+        assert before[0].done()
+        assert dv.apply_sync(pow, i, 5) == [i**5] * len(dv)
+        assert before[1].done()
+
+
 def columns(gate: str) -> tuple[list[bool], list[int], list[str]]:
     """The arguments of two calls of ``interrupt``, the first of which does."""
     return [True, False], [os.getpid()] * 2, [gate] * 2

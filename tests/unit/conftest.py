@@ -3,9 +3,11 @@ without engines, which notes what it is asked and says what a test has it say.""
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,6 +101,9 @@ class FakeClient:
         finally:
             engine.set_current(None, process=False)
 
+    def _awaited(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def _take_apart(self, obj: Any, keys: Sequence[str], *, copy: bool) -> None:
         """No collections of a backend's own."""
 
@@ -170,6 +175,9 @@ class FakeBackend:
     def send_balanced(self, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         self.batches.append(list(requests))
         self.balanced.extend((candidates, request) for request in requests)
+
+    def awaited(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def put(self, frames: Frames, keys: Sequence[str]) -> Held:
         self.held.append(Held(frames))
