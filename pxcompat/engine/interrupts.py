@@ -68,7 +68,13 @@ class Condition(threading.Condition):
     def wait(self, timeout: float | None = None) -> bool:
         if "_waiters" not in vars(self):  # whoever waits has the lock
             super().__init__(self._lock)
-        return super().wait(timeout)
+        try:
+            return super().wait(timeout)
+        except BaseException:
+            # one that comes just when the lock has been let go of is ahead of what takes it again
+            if not self._is_owned():  # type: ignore[attr-defined]
+                self.acquire()
+            raise
 
     def notify(self, n: int = 1) -> None:
         if self._waiters:

@@ -6,6 +6,7 @@ import concurrent.futures
 import os
 import signal
 import threading
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,25 @@ def test_a_condition_wakes_those_who_wait(lock: threading.Lock | None) -> None:
     for thread in threads:
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+def test_an_interrupt_as_the_lock_is_let_go_of_is_the_one_that_is_raised() -> None:
+    class Interrupting:
+        def __init__(self) -> None:
+            self._lock = threading.RLock()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._lock, name)
+
+        def _release_save(self) -> None:
+            self._lock._release_save()  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    condition = Condition(Interrupting())
+    with pytest.raises(KeyboardInterrupt), condition:
+        condition.wait(PATIENCE)
+    assert condition.acquire(blocking=False)
+    condition.release()
 
 
 def test_futures_are_waited_for_by_the_standard_library() -> None:
