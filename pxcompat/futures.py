@@ -15,7 +15,7 @@ from concurrent.futures import (
 )
 from typing import Any, Protocol, TypeVar
 
-from .engine.interrupts import OwnFuture
+from .engine.interrupts import OwnFuture, uninterrupted
 from .protocol import Frames, LargeResult, OutputEvent
 
 __all__ = [
@@ -88,20 +88,26 @@ class Metadata(dict[str, Any]):
 
     #: printed text that has not been looked at yet, by the name of its stream, if there is any
     _parts: dict[str, list[str]] | None = None
+    #: held by who adds text and who puts it together; of all of them, for it is not held for long
+    _lock = threading.RLock()
 
     def add_text(self, stream: str, text: str) -> None:
         """Add printed text; it is put together when somebody looks."""
-        parts = self._parts
-        if parts is None:
-            parts = {}
-            object.__setattr__(self, "_parts", parts)
-        parts.setdefault(stream, []).append(text)
+        with self._lock:
+            parts = self._parts
+            if parts is None:
+                parts = {}
+                object.__setattr__(self, "_parts", parts)
+            parts.setdefault(stream, []).append(text)
 
     def _put_together(self) -> None:
-        while self._parts:
-            stream, parts = self._parts.popitem()
-            before, newline, line = dict.__getitem__(self, stream).rpartition("\n")
-            super().__setitem__(stream, before + newline + overwritten(line + "".join(parts)))
+        if not self._parts:
+            return
+        with uninterrupted(), self._lock:
+            while self._parts:
+                stream, parts = self._parts.popitem()
+                before, newline, line = dict.__getitem__(self, stream).rpartition("\n")
+                super().__setitem__(stream, before + newline + overwritten(line + "".join(parts)))
 
     def __getitem__(self, key: str) -> Any:
         if self._parts:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+import threading
 from concurrent.futures import CancelledError, Future
 
 import pytest
 
 from pxcompat.futures import (
     MessageFuture,
+    Metadata,
     future_add_done_callback,
     future_set_exc_info,
     future_set_result_unless_cancelled,
@@ -97,3 +100,18 @@ class TestMultiFuture:
         future.cancel()
         with pytest.raises(CancelledError):
             together.result(0)
+
+
+def test_text_that_comes_while_somebody_looks_is_not_lost():
+    metadata, lines = Metadata(), [f"{i}\n" for i in range(5000)]
+    thread = threading.Thread(target=lambda: [metadata.add_text("stdout", s) for s in lines])
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # each step of the one may fall between any two of the other
+    try:
+        thread.start()
+        while thread.is_alive():
+            assert metadata["stdout"][:2] in ("", "0\n")
+        thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert metadata["stdout"] == "".join(lines)
