@@ -173,6 +173,7 @@ class RayBackend:
                 return
             with self._turn:
                 self._deal_with(event)
+            del event  # with the large result that it may have: the next may not come for long
 
     def _deal_with(self, event: Callable[[], None]) -> None:
         try:

@@ -102,6 +102,21 @@ def test_a_result_stays_in_the_store_until_it_is_asked_for(
     wait_until(lambda: used() < MB)
 
 
+def test_a_result_is_let_go_of_whatever_comes_after_it(
+    rc: ipp.Client, used: Callable[[], float]
+) -> None:
+    def make(n: int, seconds: float) -> bytes:
+        import time
+
+        time.sleep(seconds)
+        return b"x" * n
+
+    for seconds in (0, 0.1):  # one may come at once, the other does not
+        assert len(rc[0].apply_sync(make, 32 * MB, seconds)) == 32 * MB
+        assert rc[0].apply_sync(abs, -1) == 1
+        wait_until(lambda: used() < MB)
+
+
 def test_a_result_outlives_its_engine(cluster: ipp.Cluster, rc: ipp.Client) -> None:
     (name,) = [cluster.start_engines_sync(1)]
     rc.wait_for_engines(3, timeout=PATIENCE)
