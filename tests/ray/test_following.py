@@ -17,7 +17,7 @@ import pytest
 
 from pxcompat.backends.ray import session
 
-from ..common import wait_until
+from ..common import PATIENCE, wait_until
 from .conftest import python
 
 #: a node's processes in which the package is not installed, but may come with Ray
@@ -172,15 +172,23 @@ def scaling() -> Iterator[str]:
         try:
             yield address
         finally:
-            processes = psutil.Process(head.pid).children(recursive=True)
-            # nodes whose parent has gone are known by the folder that they share
-            for process in psutil.process_iter(["cmdline"]):
-                if folder in " ".join(process.info["cmdline"] or ()):
-                    processes.append(process)
-            for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            # they write into the folder until they have ended
+            while processes := _sharing(folder):
+                for process in processes:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                psutil.wait_procs(processes, PATIENCE)
             head.wait()
+
+
+def _sharing(folder: str) -> list[psutil.Process]:
+    """Processes that were told of a folder, be their parents gone or not, and theirs."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if folder in " ".join(process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [process, *process.children(recursive=True)]
+    return found
 
 
 def raylets(address: str) -> int:
