@@ -104,10 +104,11 @@ class Metadata(dict[str, Any]):
         if not self._parts:
             return
         with uninterrupted(), self._lock:
-            while self._parts:
-                stream, parts = self._parts.popitem()
+            # gone from there when they are here: so whoever finds none there finds all here
+            for stream, parts in list(self._parts.items()):
                 before, newline, line = dict.__getitem__(self, stream).rpartition("\n")
                 super().__setitem__(stream, before + newline + overwritten(line + "".join(parts)))
+                del self._parts[stream]
 
     def __getitem__(self, key: str) -> Any:
         if self._parts:
@@ -153,9 +154,10 @@ class Metadata(dict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         if key not in self:
             raise KeyError(key)
-        if self._parts:
-            self._parts.pop(key, None)
-        super().__setitem__(key, value)
+        with self._lock:
+            if self._parts:
+                self._parts.pop(key, None)
+            super().__setitem__(key, value)
 
 
 def overwritten(text: str) -> str:
