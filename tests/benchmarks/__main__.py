@@ -54,7 +54,7 @@ class Process:
             cwd=ROOT,
         )
 
-    def measure(self, series: str, engines: int, scale: float) -> float | None:
+    def measure(self, series: str, engines: int, scale: float) -> report.Figure | None:
         """One figure; None where the system has nothing of that kind, or failed."""
         assert self._process.stdin is not None and self._process.stdout is not None
         order = {"series": series, "engines": engines, "scale": scale}
@@ -68,8 +68,9 @@ class Process:
         if "error" in answer:
             print(f"{self.name} failed at {series}:\n{answer['error']}", file=sys.stderr)
             return None
-        value: float | None = answer["value"]
-        return value
+        if answer["value"] is None:
+            return None
+        return report.Figure(answer["value"], answer["stolen"])
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -143,11 +144,12 @@ def run(options: argparse.Namespace) -> report.Results:
                         for series in order:
                             if engines not in results[series] or (SERIES[series].once and number):
                                 continue
-                            value = process.measure(series, engines, options.scale)
-                            if value is not None:
+                            figure = process.measure(series, engines, options.scale)
+                            if figure is not None:
                                 figures = results[series][engines].setdefault(system, [])
-                                figures.append(value)
-                                say(f"    {series}: {value:.4g} {SERIES[series].unit}")
+                                figures.append(figure)
+                                said = f"{figure.value:.4g} {SERIES[series].unit}"
+                                say(f"    {series}: {said} ({figure.stolen:.1%} stolen)")
                     finally:
                         process.close()
     return results

@@ -5,14 +5,28 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .series import SERIES
 
-__all__ = ["plot", "table", "write"]
+__all__ = ["Figure", "Results", "plot", "table", "write"]
+
+
+class Figure(NamedTuple):
+    """What one round measured.
+
+    Attributes
+    ----------
+    stolen
+        Share of the processors' time that this machine, a virtual one, did not get meanwhile.
+    """
+
+    value: float
+    stolen: float = 0.0
+
 
 #: series, number of engines, system, and a figure for each round
-Results = dict[str, dict[int, dict[str, list[float]]]]
+Results = dict[str, dict[int, dict[str, list[Figure]]]]
 
 
 def _ratio(series: str, value: float, reference: float) -> float:
@@ -28,7 +42,8 @@ def rows(results: Results) -> list[dict[str, Any]]:
     found = []
     for series, by_engines in results.items():
         for engines, by_system in by_engines.items():
-            medians = {s: statistics.median(v) for s, v in by_system.items() if v}
+            values = {s: [f.value for f in figures] for s, figures in by_system.items()}
+            medians = {s: statistics.median(v) for s, v in values.items() if v}
             reference = medians.get("ipyparallel")
             ratios = (
                 {s: _ratio(series, m, reference) for s, m in medians.items() if m and reference}
@@ -42,7 +57,8 @@ def rows(results: Results) -> list[dict[str, Any]]:
                     "unit": SERIES[series].unit,
                     "engines": engines,
                     "medians": medians,
-                    "rounds": by_system,
+                    "rounds": values,
+                    "stolen": {s: [round(f.stolen, 4) for f in v] for s, v in by_system.items()},
                     "ratios": ratios,
                     "targets": SERIES[series].targets or {},
                     "goal": SERIES[series].goal,

@@ -222,6 +222,7 @@ def _memory(system: System, n: int, scale: float) -> float:
 def _client_memory(system: System, n: int, scale: float) -> float:
     """Megabytes that the client grows by with further balanced calls, when what it remembers of
     earlier ones has reached its bounds."""
+    import ctypes
     import gc
 
     import psutil
@@ -232,6 +233,8 @@ def _client_memory(system: System, n: int, scale: float) -> float:
 
     def rss() -> float:
         gc.collect()
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)  # what the allocator has, and nobody uses
         return float(process.memory_info().rss) / 2**20
 
     for _ in range(20):

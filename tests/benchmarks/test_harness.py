@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 
-from . import report
+from . import report, worker
 from .__main__ import main
+from .series import SERIES
 
 
 def test_a_series_is_measured_and_reported(
@@ -44,14 +47,29 @@ def test_simulated_engines_answer_over_the_real_channel(tmp_path: Path) -> None:
 
 
 def test_ratios_are_times_better_than_ipyparallel() -> None:
+    def figures(*values: float) -> list[report.Figure]:
+        return [report.Figure(value, stolen=0.01) for value in values]
+
     less, more = report.rows(
         {
-            "apply_one": {2: {"ipyparallel": [3.0, 4.0, 5.0], "pxcompat-dask": [1.0]}},
-            "burst": {2: {"ipyparallel": [100.0], "pxcompat-dask": [50.0]}},
+            "apply_one": {2: {"ipyparallel": figures(3, 4, 5), "pxcompat-dask": figures(1)}},
+            "burst": {2: {"ipyparallel": figures(100), "pxcompat-dask": figures(50)}},
         }
     )
     assert less["ratios"]["pxcompat-dask"] == 4
     assert more["ratios"]["pxcompat-dask"] == 0.5
+    assert less["stolen"]["ipyparallel"] == [0.01] * 3
+
+
+def test_what_was_measured_while_others_had_the_processors_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = itertools.accumulate([0.0, 1.0, 0.0, 0.5, 0.0, 0.0, 0.0])
+    monkeypatch.setattr(worker, "_stolen", lambda: next(seconds))
+    monkeypatch.setattr(worker.time, "monotonic", iter(range(100)).__next__)
+    values = iter([3.0, 2.0, 1.0, 0.0])
+    series = dataclasses.replace(SERIES["apply_one"], measure=lambda *_: next(values))
+    assert worker.measure(series, None, 1, 1.0) == (1.0, 0.0)  # type: ignore[arg-type]
 
 
 def test_a_name_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
