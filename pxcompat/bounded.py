@@ -40,22 +40,25 @@ class BoundedDict(MutableMapping[str, T]):
     def __init__(self, max_count: int, max_bytes: int | None = None) -> None:
         self.max_count = max_count
         self.max_bytes = max_bytes
-        self._items: OrderedDict[str, tuple[T, int]] = OrderedDict()
+        self._items: OrderedDict[str, T] = OrderedDict()
+        #: of those that have one
+        self._sizes: dict[str, int] = {}
         self._nbytes = 0
 
     def __getitem__(self, key: str) -> T:
-        return self._items[key][0]
+        return self._items[key]
 
     def __setitem__(self, key: str, value: T) -> None:
         self.put(key, value, 0)
 
     def put(self, key: str, value: T, size: int) -> None:
         """Set an item of so many bytes."""
-        before = self._items.pop(key, None)
-        if before is not None:
-            self._nbytes -= before[1]
-        self._items[key] = value, size
-        self._nbytes += size
+        if key in self._items:
+            self.pop(key)
+        self._items[key] = value
+        if size:
+            self._sizes[key] = size
+            self._nbytes += size
         while len(self._items) > self.max_count or (
             self.max_bytes is not None and self._nbytes > self.max_bytes and len(self._items) > 1
         ):
@@ -68,8 +71,8 @@ class BoundedDict(MutableMapping[str, T]):
         """Forget an item; it, or the default."""
         if key not in self._items and default:
             return default[0]
-        value, size = self._items.pop(key)
-        self._nbytes -= size
+        value = self._items.pop(key)
+        self._nbytes -= self._sizes.pop(key, 0)
         return value
 
     def __iter__(self) -> Iterator[str]:

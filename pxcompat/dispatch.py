@@ -517,8 +517,8 @@ def _load(result: Frames | LargeResult, *, copy: bool = True) -> Any:
     return serialize.loads(result if isinstance(result, list) else result.fetch(copy=copy))
 
 
-def _datetime(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, timezone.utc)
+#: a time of Metadata, from POSIX seconds
+_datetime = functools.partial(datetime.fromtimestamp, tz=timezone.utc)
 
 
 def _record(metadata: Metadata, event: OutputEvent) -> None:
