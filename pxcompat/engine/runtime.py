@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import logging
 import os
@@ -205,6 +206,10 @@ class Engine:
         builtins = self.shell.builtin_trap if self.own_process else contextlib.nullcontext()
         try:
             with self._captured(), builtins:
+                if self.own_process:
+                    # what is here by now stays: nothing for the garbage collector to look through
+                    # every few thousand requests, for a tenth of a second
+                    gc.freeze()
                 if self.prelude:
                     exec(compile(self.prelude, "<prelude>", "exec"), self.shell.user_ns)
                 if self.own_process:

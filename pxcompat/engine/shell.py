@@ -9,6 +9,7 @@ import glob
 import os
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.error import StdinNotImplementedError
+from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets import Instance
 from traitlets.config import Config
 
 from .failure import end_with_users
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
     from .output import RequestOutput
 
 __all__ = ["EngineShell", "make_shell"]
+
+#: cells that are remembered as Python, and the characters that one may have
+CELLS, CELL_LIMIT = 64, 4096
 
 
 class EngineDisplayHook(DisplayHook):
@@ -69,9 +75,37 @@ class EngineDisplayPublisher(DisplayPublisher):
         self.shell.emit("clear_output", {"wait": wait})
 
 
+class EngineTransformerManager(TransformerManager):
+    """Makes Python of cells, and remembers the latest: a loop sends the same line every time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: OrderedDict[str, str] = OrderedDict()
+        self._own = self._transforms()
+
+    def _transforms(self) -> tuple[list[Any], ...]:
+        return (
+            list(self.cleanup_transforms),
+            list(self.line_transforms),
+            list(self.token_transformers),
+        )
+
+    def transform_cell(self, cell: str) -> str:
+        if len(cell) > CELL_LIMIT or self._transforms() != self._own:
+            # the user's transforms may do anything, and the same cell become another each time
+            return super().transform_cell(cell)
+        known = self._known.get(cell)
+        if known is None:
+            known = self._known[cell] = super().transform_cell(cell)
+            if len(self._known) > CELLS:
+                self._known.popitem(last=False)
+        return known
+
+
 class EngineShell(InteractiveShell):
     """An IPython shell whose output belongs to the request that runs."""
 
+    input_transformer_manager: Any = Instance(EngineTransformerManager, ())
     #: the output of the running request; None between requests
     output: RequestOutput | None = None
     #: the last error and the lines of its traceback, as long as nobody has been shown it
@@ -97,6 +131,18 @@ class EngineShell(InteractiveShell):
             self.output.emit(type, plain(content))
         else:
             sys.stdout.write(str(content.get("data", {}).get("text/plain", content)) + "\n")
+
+    def should_run_async(
+        self, raw_cell: str, *, transformed_cell: str | None = None, **kwargs: Any
+    ) -> bool:
+        """Whether a cell awaits something; IPython compiles it to find out, a second time."""
+        cell = transformed_cell
+        if cell is not None and "await" not in cell and "async" not in cell:
+            return False
+        asynchronous: bool = super().should_run_async(
+            raw_cell, transformed_cell=transformed_cell, **kwargs
+        )
+        return asynchronous
 
     def close(self) -> None:
         """Let go of the user's objects, in a process that goes on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +89,11 @@ def test_calls_that_make_calls_that_make_calls(rc: ipp.Client) -> None:
     rc[:].push({"fibonacci": fibonacci}, block=True)
     assert rc.load_balanced_view().apply_async(fibonacci, 6).get(PATIENCE) == 8
     assert rc[rc.ids[0]].apply_async(fibonacci, 4).get(PATIENCE) == 3
+
+
+def test_what_an_engine_starts_with_is_not_looked_through_again(rc: ipp.Client) -> None:
+    """The garbage collector of an engine would take a tenth of a second for it, now and then."""
+    assert min(rc[:].apply_sync(gc.get_freeze_count)) > 10_000
 
 
 def test_a_result_is_awaited(rc: ipp.Client) -> None:

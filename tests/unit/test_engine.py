@@ -267,6 +267,42 @@ def test_top_level_await_and_magics(on):
     assert on.names["x"] == 5 and on.names["y"]
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = [n async for n in numbers()]",
+        "x = []\nasync for n in numbers(): x.append(n)",
+        "async with opened() as x: pass",
+        "if True:\n    x = await listed()",
+    ],
+)
+def test_whatever_waits_at_top_level_is_awaited(on, code):
+    on.execute(
+        "import asyncio, contextlib\n"
+        "async def numbers():\n    yield 1\n    await asyncio.sleep(0)\n    yield 2\n"
+        "async def listed(): return [n async for n in numbers()]\n"
+        "@contextlib.asynccontextmanager\n"
+        "async def opened(): yield await listed()"
+    )
+    on.me.wait(on.execute(code))
+    assert on.names["x"] == [1, 2]
+
+
+def test_the_users_transforms_see_every_cell(on):
+    """Also one that was run before, by whom there were none."""
+    seen = []
+    transforms = on.engine.shell.input_transformers_cleanup
+    on.me.wait(on.execute("x = 1"))
+    transforms.append(lambda lines: seen.append(lines) or [f"x = {len(seen) + 1}\n"])
+    on.me.wait(on.execute("x = 1"))
+    assert on.names["x"] == 2
+    on.me.wait(on.execute("x = 1"))
+    assert on.names["x"] == 3
+    transforms.pop()
+    on.me.wait(on.execute("x = 1"))
+    assert on.names["x"] == 1
+
+
 def test_syntax_errors(on):
     error = on.error(on.execute("def"))
     assert error["ename"] == "SyntaxError" and error["traceback"]
