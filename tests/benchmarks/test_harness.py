@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_what_was_measured_while_others_had_the_processors_is_measured_again(
 ) -> None:
     seconds = itertools.accumulate([0.0, 1.0, 0.0, 0.5, 0.0, 0.0, 0.0])
     monkeypatch.setattr(worker, "_stolen", lambda: next(seconds))
-    monkeypatch.setattr(worker.time, "monotonic", iter(range(100)).__next__)
+    monkeypatch.setattr(time, "monotonic", itertools.count().__next__)
     values = iter([3.0, 2.0, 1.0, 0.0])
     series = dataclasses.replace(SERIES["apply_one"], measure=lambda *_: next(values))
     assert worker.measure(series, None, 1, 1.0) == (1.0, 0.0)  # type: ignore[arg-type]
