@@ -9,6 +9,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, magics_class, no_var_expand
 from IPython.display import display
 
+from ..engine.interrupts import held_from_the_first_on
 from ..engine.names import describe
 from ..progress import noninteractive
 from ..streaming import OutputStreamer
@@ -375,7 +376,15 @@ class ParallelMagics(Magics):
         values = self._pushed(push or ())
         pushed = view.push(values, targets=targets, block=False) if values else None
 
-        result = view.execute(cell, silent=False, targets=targets, block=False)
+        interrupted, sent = False, None
+        try:
+            with held_from_the_first_on():
+                sent = view.execute(cell, silent=False, targets=targets, block=False)
+        except KeyboardInterrupt:  # as it was sent
+            if sent is None or not block:
+                raise
+            interrupted = True
+        result: AsyncResult = sent
         result._fname = "%px"
         self.last_result = result
         if save_name:
@@ -390,8 +399,7 @@ class ParallelMagics(Magics):
                 view.client, result, _first(signal, "SIGINT"), timeout=timeout, on_error=interrupt
             )
 
-        interrupted = False
-        if local:
+        if local and not interrupted:
             here = self.shell.run_cell(cell)
             interrupted = isinstance(here.error_in_exec, KeyboardInterrupt)
         if not block:

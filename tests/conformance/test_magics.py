@@ -202,24 +202,19 @@ def test_a_failure_aborts_the_px_behind_it(rc: Any, ip: InteractiveShell, view: 
 
 @contextmanager
 def ctrl_c(when: Callable[[], object]) -> Iterator[None]:
-    """Raise KeyboardInterrupt in this thread, as Ctrl-C does, once something is so."""
-
-    def handler(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
+    """Press Ctrl-C once something is so."""
 
     def press() -> None:
         wait_until(when)
-        signal.pthread_kill(main, signal.SIGALRM)
+        signal.pthread_kill(main, signal.SIGINT)
 
     main = threading.get_ident()
-    before = signal.signal(signal.SIGALRM, handler)
     presser = threading.Thread(target=press)
     presser.start()
     try:
         yield
     finally:
         presser.join()
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -233,10 +228,12 @@ def begin(view: Any, tmp_path: Path) -> Callable[[], int]:
     return lambda: len(list(tmp_path.glob("begun-*")))
 
 
-needs_alarm = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no SIGALRM here")
+needs_kill = pytest.mark.skipif(
+    not hasattr(signal, "pthread_kill"), reason="no signals to threads here"
+)
 
 
-@needs_alarm
+@needs_kill
 @pytest.mark.parametrize("option, sent", [("", "SIGINT"), ("--signal-on-interrupt 2", "2")])
 def test_ctrl_c_interrupts_the_engines(
     rc: Any,
@@ -260,7 +257,35 @@ def test_ctrl_c_interrupts_the_engines(
     assert view["ended"] == [True] * len(view.targets)
 
 
-@needs_alarm
+@needs_kill
+def test_ctrl_c_as_a_cell_is_sent(
+    rc: Any,
+    ip: InteractiveShell,
+    view: Any,
+    begin: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engines have begun before the client is done with sending."""
+    submit, left = rc._submit_execute, list(view.targets)
+
+    def submit_and_press(*args: Any, **kwargs: Any) -> Any:
+        future = submit(*args, **kwargs)
+        left.pop()
+        if not left:
+            wait_until(lambda: begin() == len(view.targets))
+            signal.raise_signal(signal.SIGINT)
+        return future
+
+    monkeypatch.setattr(rc, "_submit_execute", submit_and_press)
+    shown = px(
+        ip, "", "import time\ntry:\n    begin(); time.sleep(60)\nexcept KeyboardInterrupt: 3"
+    )
+    monkeypatch.undo()
+    assert "Received Keyboard Interrupt" in shown.stderr
+    assert not rc.outstanding
+
+
+@needs_kill
 def test_ctrl_c_spares_engines_that_have_finished(
     rc: Any, ip: InteractiveShell, view: Any, begin: Callable[[], int], tmp_path: Path
 ) -> None:
@@ -281,7 +306,7 @@ def test_ctrl_c_spares_engines_that_have_finished(
     assert others[0].get(PATIENCE) == "went on"
 
 
-@needs_alarm
+@needs_kill
 def test_signal_0_leaves_the_engines_running(
     rc: Any, ip: InteractiveShell, view: Any, begin: Callable[[], int], tmp_path: Path
 ) -> None:
