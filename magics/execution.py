@@ -41,6 +41,7 @@ def collect(
     client: Client,
     result: AsyncResult,
     how: Presentation,
+    holding: ExitStack,
     *,
     watch: Watch | None = None,
     interrupted: bool = False,
@@ -52,6 +53,8 @@ def collect(
 
     Parameters
     ----------
+    holding : ExitStack
+        What holds a KeyboardInterrupt off; closed when one is expected here.
     watch : Watch, optional
         What interrupts the engines when their time is up.
     interrupted : bool
@@ -74,6 +77,7 @@ def collect(
             if how.stream:
                 with uninterrupted():  # or what engines say to an interrupt would not be shown
                     shown_until_then.enter_context(result.stream_output(errors=errors))
+            holding.close()
             if interrupted:
                 raise KeyboardInterrupt
             _wait(result, how.progress_after, how.timeout + GRACE if how.timeout else -1)

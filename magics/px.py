@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -376,57 +377,69 @@ class ParallelMagics(Magics):
         values = self._pushed(push or ())
         pushed = view.push(values, targets=targets, block=False) if values else None
 
-        interrupted, sent = False, None
-        try:
-            with held_from_the_first_on():
-                sent = view.execute(cell, silent=False, targets=targets, block=False)
-        except KeyboardInterrupt:  # as it was sent
-            if sent is None or not block:
-                raise
-            interrupted = True
-        result: AsyncResult = sent
-        result._fname = "%px"
-        self.last_result = result
-        if save_name:
-            self.shell.user_ns[save_name] = result
+        with ExitStack() as holding:
+            # a Ctrl-C that comes once the cell was sent is for the engines: it is held off until
+            # somebody is there to pass it on
+            holding.enter_context(held_from_the_first_on())
+            result: AsyncResult = view.execute(cell, silent=False, targets=targets, block=False)
+            result._fname = "%px"
+            self.last_result = result
+            if save_name:
+                self.shell.user_ns[save_name] = result
 
-        timeout = _first(timeout, self.timeout)
-        interrupt = _first(interrupt_on_error, self.interrupt_on_error)
-        signal = _first(signal_on_interrupt, self.signal_on_interrupt)
-        watch = None
-        if timeout or interrupt:
-            watch = Watch(
-                view.client, result, _first(signal, "SIGINT"), timeout=timeout, on_error=interrupt
+            timeout = _first(timeout, self.timeout)
+            interrupt = _first(interrupt_on_error, self.interrupt_on_error)
+            signal = _first(signal_on_interrupt, self.signal_on_interrupt)
+            watch = None
+            if timeout or interrupt:
+                watch = Watch(
+                    view.client,
+                    result,
+                    _first(signal, "SIGINT"),
+                    timeout=timeout,
+                    on_error=interrupt,
+                )
+
+            interrupted = local and self._run_here(cell, holding, block)
+            if not block:
+                holding.close()
+                if stream_output:
+                    OutputStreamer(result._targeted()).show_until_done()
+                for name in pull or ():
+                    self.shell.user_ns[name] = view.pull(name, targets=targets, block=False)
+                return result
+            groupby = _first(groupby, self.groupby)
+            # folded output is that of all engines, and what they said while the cell ran here is
+            # late
+            streamed = self.stream_output and not local and groupby != "folded"
+            how = Presentation(
+                stream=_first(stream_output, streamed),
+                groupby=groupby,
+                progress_after=_first(progress_after, self.progress_after_seconds),
+                signal_on_interrupt=signal,
+                timeout=timeout,
             )
-
-        if local and not interrupted:
-            here = self.shell.run_cell(cell)
-            interrupted = isinstance(here.error_in_exec, KeyboardInterrupt)
-        if not block:
-            if stream_output:
-                OutputStreamer(result._targeted()).show_until_done()
-            for name in pull or ():
-                self.shell.user_ns[name] = view.pull(name, targets=targets, block=False)
-            return result
-        groupby = _first(groupby, self.groupby)
-        # folded output is that of all engines, and what they said while the cell ran here is late
-        streamed = self.stream_output and not local and groupby != "folded"
-        how = Presentation(
-            stream=_first(stream_output, streamed),
-            groupby=groupby,
-            progress_after=_first(progress_after, self.progress_after_seconds),
-            signal_on_interrupt=signal,
-            timeout=timeout,
-        )
-        try:
-            completed = collect(view.client, result, how, watch=watch, interrupted=interrupted)
-        finally:
-            if pushed is not None and pushed.ready():
-                pushed.get()  # that it failed explains what came after
+            try:
+                completed = collect(
+                    view.client, result, how, holding, watch=watch, interrupted=interrupted
+                )
+            finally:
+                if pushed is not None and pushed.ready():
+                    pushed.get()  # that it failed explains what came after
         if completed:
             for name in pull or ():
                 self.shell.user_ns[name] = view.pull(name, targets=targets, block=True)
         return None
+
+    def _run_here(self, cell: str, holding: ExitStack, block: bool) -> bool:
+        """Run a cell in this process; whether that was interrupted, when somebody waits."""
+        try:
+            holding.close()
+        except KeyboardInterrupt:  # as it was sent
+            if not block:
+                raise
+            return True
+        return isinstance(self.shell.run_cell(cell).error_in_exec, KeyboardInterrupt)
 
     def _pushed(self, names: Sequence[str]) -> dict[str, Any]:
         """The values of names here."""

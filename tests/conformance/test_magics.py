@@ -21,6 +21,7 @@ from IPython.utils.capture import RichOutput, capture_output
 from pxcompat import interactive
 from pxcompat.display import ranges
 from pxcompat.error import AlreadyDisplayedError, CompositeError, RemoteError, TaskAborted
+from pxcompat.magics import execution
 
 from ..common import PATIENCE, wait_until
 
@@ -281,6 +282,27 @@ def test_ctrl_c_as_a_cell_is_sent(
         ip, "", "import time\ntry:\n    begin(); time.sleep(60)\nexcept KeyboardInterrupt: 3"
     )
     monkeypatch.undo()
+    assert "Received Keyboard Interrupt" in shown.stderr
+    assert not rc.outstanding
+
+
+@needs_kill
+def test_ctrl_c_when_a_cell_was_sent_and_nobody_waits_yet(
+    rc: Any,
+    ip: InteractiveShell,
+    view: Any,
+    begin: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def press_and_collect(*args: Any, **kwargs: Any) -> bool:
+        wait_until(lambda: begin() == len(view.targets))
+        signal.raise_signal(signal.SIGINT)
+        return execution.collect(*args, **kwargs)
+
+    monkeypatch.setattr("pxcompat.magics.px.collect", press_and_collect)
+    shown = px(
+        ip, "", "import time\ntry:\n    begin(); time.sleep(60)\nexcept KeyboardInterrupt: 3"
+    )
     assert "Received Keyboard Interrupt" in shown.stderr
     assert not rc.outstanding
 
