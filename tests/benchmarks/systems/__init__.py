@@ -16,6 +16,7 @@ NAMES = {
     "dask-actor": "raw_dask",
     "dask-submit": "raw_dask",
     "ray-actor": "raw_ray",
+    "processes": "processes",
 }
 
 
@@ -48,6 +49,9 @@ class System(Protocol):
 
     def map(self, function: Callable[..., Any], items: Sequence[Any]) -> None:
         """A call for each item on any engine; all results are there at the end."""
+
+    def waits(self, count: int, seconds: float) -> None:
+        """So many calls on any engine, each asleep for so long."""
 
     def as_they_come(self, function: Callable[..., Any], items: Sequence[Any]) -> Any:
         """An iterator over the results of such a map, in the order in which they come."""

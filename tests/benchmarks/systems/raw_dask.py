@@ -7,7 +7,7 @@ from typing import Any
 
 from distributed import Client, LocalCluster, as_completed
 
-from ..functions import nothing
+from ..functions import nothing, wait
 
 
 class Actor:
@@ -98,6 +98,9 @@ class Tasks(Base):
 
     def map(self, function: Callable[..., Any], items: Sequence[Any]) -> None:
         self._client.gather(self._client.map(function, items, pure=False))
+
+    def waits(self, count: int, seconds: float) -> None:
+        self.map(wait, [seconds] * count)
 
     def as_they_come(self, function: Callable[..., Any], items: Sequence[Any]) -> Iterator[Any]:
         futures = self._client.map(function, items, pure=False)

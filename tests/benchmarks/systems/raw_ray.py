@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from ..functions import nothing
+from ..functions import nothing, wait
 
 
 class Engine:
@@ -58,6 +58,9 @@ class Actors:
 
     def map(self, function: Callable[..., Any], items: Sequence[Any]) -> None:
         ray.get(self._map(function, items))
+
+    def waits(self, count: int, seconds: float) -> None:
+        self.map(wait, [seconds] * count)
 
     def as_they_come(self, function: Callable[..., Any], items: Sequence[Any]) -> Iterator[Any]:
         waiting = self._map(function, items)

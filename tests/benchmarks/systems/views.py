@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..functions import nothing
+from ..functions import nothing, wait
 
 
 class Views:
@@ -49,6 +49,9 @@ class Views:
 
     def map(self, function: Callable[..., Any], items: Sequence[Any]) -> None:
         self._anywhere.map_sync(function, items)
+
+    def waits(self, count: int, seconds: float) -> None:
+        self.map(wait, [seconds] * count)
 
     def as_they_come(self, function: Callable[..., Any], items: Sequence[Any]) -> Iterator[Any]:
         return iter(self._anywhere.map_async(function, items, ordered=False))
