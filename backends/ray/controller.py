@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import select
 import signal
@@ -152,7 +153,7 @@ class _Controller:
         ray = self.ray
         _adopt_orphans()
         if self.later is not None:
-            self.later.abandon()
+            self.later.end()
         children = psutil.Process().children(recursive=True)
         with contextlib.suppress(Exception):
             if self.address and self.registry is not None:
@@ -203,6 +204,8 @@ def main() -> None:
         traceback.print_exc()
         say({"error": f"{type(error).__name__}: {error}"})
         sys.exit(1)
+    finally:
+        gc.freeze()  # or the interpreter, as it ends, would look through all that Ray has loaded
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ class Later:
         self._serve: Callable[[], object] = lambda: None
         #: the port from which on Ray looks for one for its dashboard
         self._port: int | None = None
-        self._started = False
+        #: processes of Ray's that were there before; None until it is started
+        self._before: set[int] | None = None
         self._done = threading.Event()
 
     def note(self, method: Callable[..., object], node: Any, **kwargs: Any) -> None:
@@ -95,7 +96,7 @@ class Later:
             # processes of Ray's end with the thread that started them
             threading.Event().wait()
 
-        self._started = True
+        self._before = {child.pid for child in psutil.Process().children()}
         threading.Thread(target=run, name="pxcompat-later", daemon=True).start()
 
     def _start_dashboard(self, serve: Callable[[], object]) -> None:
@@ -106,13 +107,16 @@ class Later:
         serve()
         self.url = f"http://{self._node.webui_url}"
 
-    def abandon(self) -> None:
-        """Before Ray ends: have a start under way fail at once, as Ray does not know of it yet."""
-        if not self._started or self._done.is_set():
+    def end(self) -> None:
+        """Before Ray ends: end what was started here, and what is being started, at once.
+
+        Of a start under way Ray does not know yet; the others take a second or two to end when
+        they are asked to, and have nothing to save.
+        """
+        if self._before is None:
             return
-        known = {info.process.pid for infos in self._node.all_processes.values() for info in infos}
         for child in psutil.Process().children():
-            if child.pid not in known:
+            if child.pid not in self._before:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     for process in (child, *child.children(recursive=True)):
                         process.kill()
