@@ -123,7 +123,6 @@ class Given:
 
     def _run_all(self) -> None:
         ledger = self._service.ledger
-        self._engine.let_in(interrupts=False)  # they are for the requests
         try:
             if ledger is not None:
                 ledger.open(self._key)

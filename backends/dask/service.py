@@ -71,7 +71,7 @@ class EngineThreadPoolExecutor(concurrent.futures.Executor):
         def run() -> None:
             if future.set_running_or_notify_cancel():
                 try:
-                    result = fn(*args, **kwargs)
+                    result = self._engine.interruptibly(partial(fn, *args, **kwargs))
                 except Exception as error:
                     future.set_exception(error)
                 except BaseException as error:

@@ -27,6 +27,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,7 +262,7 @@ class Console:
         def reply(question: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
             try:
                 content = {"status": "ok", **question(message["content"])}
-            except Exception as error:
+            except (Exception, KeyboardInterrupt) as error:
                 failure = {"ename": type(error).__name__, "evalue": str(error), "traceback": []}
                 content = {"status": "error", **failure}
             self.answer(channel, reply_type, content, message, identities)
@@ -272,7 +273,8 @@ class Console:
         elif msg_type in in_turn:
             # they look at the user's objects, whose code runs on the engine's thread alone
             self.publish("status", {"execution_state": "busy"}, message)
-            self.engine.call(lambda: reply(in_turn[msg_type]))
+            look = partial(self.engine.interruptibly, in_turn[msg_type])
+            self.engine.call(lambda: reply(look))
             self.engine.nudge()
         else:
             log.debug("a frontend sends %s, of which an engine knows nothing", msg_type)

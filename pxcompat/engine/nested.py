@@ -86,10 +86,8 @@ def help_until(
         if item is _awake:
             engine._deferred.pop()
         elif request is not None and request.header.get(NESTED):
-            engine._deferred.pop()
             _run_within(engine, partial(engine._run, item))  # type: ignore[arg-type]
         elif errands and isinstance(item, Errand):
-            engine._deferred.pop()
             _run_within(engine, item)
     return left
 
@@ -99,7 +97,9 @@ def _awake() -> None:
 
 
 def _run_within(engine: Engine, run: Callable[[], None]) -> None:
-    """Run something while a request is running, which has everything back afterwards."""
+    """Run what was taken last while a request is running, which has everything back afterwards."""
+    engine.let_in(interrupts=False)  # it says itself when; what is not run yet would be lost
+    engine._deferred.pop()
     running, output = engine.tasks.running, engine.shell.output
     for drain in engine._drain:
         drain()  # what was printed until now is the other one's

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import serialize
 from ..protocol import Frames, Reply, Request
@@ -39,12 +39,10 @@ __all__ = ["Admitted", "Engine"]
 
 log = logging.getLogger("pxcompat.engine")
 
+T = TypeVar("T")
+
 #: the latest clients that left, of which an engine knows that they did
 CLIENTS_LIMIT = 10_000
-
-
-def _nothing_to_interrupt(signum: int, frame: types.FrameType | None) -> None:
-    """The handler of SIGINT between requests: an interrupt is for user code."""
 
 
 #: the msg_id of a request that was taken on, and its task unless it was refused
@@ -88,6 +86,8 @@ class Engine:
         #: whether something runs that is no request
         self._calling = False
         self._interruptible = False
+        #: whether an interrupt came before that, which is for the request that was begun by then
+        self._due = False
         #: where requests run
         self.thread_id: int | None = None
         self._flusher = Flusher()
@@ -239,7 +239,7 @@ class Engine:
             logs = self._capture_descriptors()
         sys.stdout = Stream("stdout", self._output, logs["stdout"])
         sys.stderr = Stream("stderr", self._output, logs["stderr"])
-        signal.signal(signal.SIGINT, _nothing_to_interrupt)
+        signal.signal(signal.SIGINT, self._not_yet)
         try:
             with repeated(lambda: self.tasks.running):
                 yield
@@ -269,18 +269,26 @@ class Engine:
 
     def _call(self, function: Callable[[], None]) -> None:
         self._calling = True
+        self._due = False
         try:
-            self.let_in(interrupts=True)
             function()
-            self.let_in(interrupts=False)
         except BaseException:
-            self.let_in(interrupts=False)
             # the functions report their own failures; this is an interrupt that came late
             log.exception("an interrupt or error outside of any request")
         finally:
             self._calling = False
 
+    def interruptibly(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that is no request and that an interrupt may end all the same; on the
+        engine's thread."""
+        try:
+            self.let_in(interrupts=True)
+            return function(*args)
+        finally:
+            self.let_in(interrupts=False)
+
     def _run(self, task: Task, before: Callable[[str], None] | None = None) -> None:
+        self._due = False
         if not self.tasks.begin(task):
             return
         request = task.request
@@ -386,18 +394,34 @@ class Engine:
     # -- interrupts ------------------------------------------------------------
 
     def let_in(self, *, interrupts: bool) -> None:
-        """Whether interrupts are for what runs now, on the engine's thread."""
+        """Whether interrupts are for what runs now, on the engine's thread.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            When they are, and one has come since the request was begun: from then on it cannot be
+            taken back, and whoever was told so interrupts it.
+        """
         if self.own_process:
             # Python's own handler leaves no frame in the user's traceback
-            handler = signal.default_int_handler if interrupts else _nothing_to_interrupt
+            handler = signal.default_int_handler if interrupts else self._not_yet
             set_handler(signal.SIGINT, handler)
         self._interruptible = interrupts
+        if interrupts and self._due:
+            self._due = False
+            raise KeyboardInterrupt
+
+    def _not_yet(self, signum: int, frame: types.FrameType | None) -> None:
+        """The handler of SIGINT while there is no user code to interrupt."""
+        self._due = True
 
     def interrupt(self) -> None:
         """Interrupt what runs, from another thread, where there is no signal to do it."""
         import ctypes
 
-        if self._interruptible and self.thread_id is not None:
+        if not self._interruptible:
+            self._due = True
+        elif self.thread_id is not None:
             thread = ctypes.c_ulong(self.thread_id)
             error = ctypes.py_object(KeyboardInterrupt)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)

@@ -446,10 +446,15 @@ def test_timeout_of_engines_that_pay_no_heed(
 
 
 def test_the_others_are_interrupted_when_one_fails(
-    rc: Any, ip: InteractiveShell, view: Any
+    rc: Any, ip: InteractiveShell, view: Any, begin: Callable[[], int]
 ) -> None:
     view.scatter("rank", range(len(view.targets)), flatten=True, block=True)
-    code = "import time\nif rank == 0:\n    raise ValueError('the first')\ntime.sleep(60)"
+    # once they have begun: before, they would be told not to
+    code = (
+        "import glob, time\nif rank:\n    begin(); time.sleep(60)\n"
+        f"while len(glob.glob(path + '-*')) < {len(view.targets) - 1}: time.sleep(0.01)\n"
+        "raise ValueError('the first')"
+    )
     with showing(), pytest.raises(CompositeError) as caught:
         ip.run_cell_magic("px", "--no-stream --interrupt-on-error", code)
     enames = [ename for ename, *_ in caught.value.elist]

@@ -519,6 +519,28 @@ def test_an_idle_engine_cannot_be_interrupted(on):
     assert on.value(on.apply("def f(): return x")) == 1
 
 
+def test_an_interrupt_as_a_request_begins_is_for_it(on):
+    """It cannot be taken back any more, and nothing of it has run yet."""
+    request = on.request("execute", content={"code": "ran = True", "silent": True})
+    admitted = on.engine.admit([request], on.me)
+    on.engine.call(lambda: on.engine.run_batch(admitted, lambda _: on.engine.interrupt()))
+    assert on.error(request.msg_id)["ename"] == "KeyboardInterrupt"
+    assert not on.value(on.apply("def f(): return 'ran' in globals()"))
+
+
+def test_an_interrupt_before_a_request_begins_is_not_for_it(on):
+    request = on.request("execute", content={"code": "ran = True", "silent": True})
+    admitted = on.engine.admit([request], on.me)
+
+    def begin():
+        on.engine.interrupt()
+        on.engine.run_batch(admitted, lambda _: None)
+
+    on.engine.call(begin)
+    assert on.me.wait(request.msg_id).status == "ok"
+    assert on.names["ran"]
+
+
 # -- others asking ------------------------------------------------------------------
 
 
