@@ -104,8 +104,10 @@ def _run_within(engine: Engine, run: Callable[[], None]) -> None:
     for drain in engine._drain:
         drain()  # what was printed until now is the other one's
     engine.shell.output = None
+    due = engine._due  # an interrupt until now is for what was running
     try:
         run()
     finally:
+        engine._due = engine._due or due
         engine.tasks.running, engine.shell.output = running, output
         engine.let_in(interrupts=True)

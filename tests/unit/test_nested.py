@@ -110,6 +110,15 @@ def test_a_nested_request_that_fails_is_its_own_affair(on):
     on.value(outer)
 
 
+def test_an_interrupt_as_one_is_taken_up_is_for_the_request_that_waits(on, monkeypatch):
+    come = iter([on.engine.interrupt])
+    monkeypatch.setattr(on.engine, "_drain", [lambda: next(come, int)()])
+    waiting = on.wait_for(Future())
+    taken_up = on.send_nested("def f(): return 1")
+    assert on.value(taken_up) == 1
+    assert on.error(waiting)["ename"] == "KeyboardInterrupt"
+
+
 def test_the_timeout_ends_the_help(on):
     waiting = on.wait_for(Future(), 0.01)
     assert on.value(waiting) == 0.0
