@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import psutil
 
+from pxcompat.engine.interrupts import uninterrupted
 from pxcompat.error import BackendError
 from pxcompat.protocol import LaunchSpec
 
@@ -179,17 +180,20 @@ def _sweep(process: subprocess.Popen[bytes]) -> None:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a controller that has not answered: by its leash, so that it cleans up, or by force."""
     assert process.stdin is not None and process.stdout is not None
-    with contextlib.suppress(OSError):
-        process.stdin.close()
     try:
-        process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.returncode:
-        # before its stdout is closed, at which we wait for who still has it
-        _sweep(process)
-    process.stdout.close()
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    finally:  # also when whoever pressed Ctrl-C does so again
+        with uninterrupted():
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            if process.returncode:
+                # before its stdout is closed, at which we wait for who still has it
+                _sweep(process)
+            process.stdout.close()
 
 
 def _first_line(process: subprocess.Popen[bytes], timeout: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pxcompat.backends import controlled
 from pxcompat.error import BackendError
 from pxcompat.protocol import LaunchSpec
 
-from ..common import wait_until
+from ..common import PATIENCE, wait_until
 
 STUBBORN = """
 import json, os, subprocess, sys, time
@@ -51,5 +51,23 @@ def test_a_controller_that_does_not_end_by_itself(
         controlled.start(
             "stubborn", spec, what="it", timeout=0.5, meanwhile=lambda: wait_until(pids.exists)
         )
+    assert list(temporary.iterdir()) == []
+    wait_until(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split()))
+
+
+def test_ctrl_c_twice_while_one_starts(tmp_path: Path) -> None:
+    """The second comes while the controller is waited for, that it may clean up."""
+    pids, temporary = tmp_path / "pids", tmp_path / "temporary"
+    temporary.mkdir()
+    then = f"sys.stdin.read()\nos.kill(os.getppid(), {signal.SIGINT:d})\ntime.sleep(600)"
+    (tmp_path / "stubborn.py").write_text(STUBBORN.format(path=str(pids), then=then))
+    spec = LaunchSpec(0, cwd=str(tmp_path), env={"TMPDIR": str(temporary)})
+
+    def press() -> None:
+        wait_until(pids.exists)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        controlled.start("stubborn", spec, what="it", timeout=PATIENCE, meanwhile=press)
     assert list(temporary.iterdir()) == []
     wait_until(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split()))
