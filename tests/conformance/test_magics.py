@@ -259,50 +259,40 @@ def test_ctrl_c_interrupts_the_engines(
 
 
 @needs_kill
-def test_ctrl_c_as_a_cell_is_sent(
+@pytest.mark.parametrize("moment", ["it is sent", "it was sent"])
+def test_ctrl_c_when_a_cell_has_begun_and_nobody_waits_yet(
     rc: Any,
     ip: InteractiveShell,
     view: Any,
     begin: Callable[[], int],
     monkeypatch: pytest.MonkeyPatch,
+    moment: str,
 ) -> None:
-    """The engines have begun before the client is done with sending."""
     submit, left = rc._submit_execute, list(view.targets)
+
+    def press() -> None:
+        wait_until(lambda: begin() == len(view.targets))
+        signal.raise_signal(signal.SIGINT)
 
     def submit_and_press(*args: Any, **kwargs: Any) -> Any:
         future = submit(*args, **kwargs)
         left.pop()
         if not left:
-            wait_until(lambda: begin() == len(view.targets))
-            signal.raise_signal(signal.SIGINT)
+            press()
         return future
 
-    monkeypatch.setattr(rc, "_submit_execute", submit_and_press)
+    def press_and_collect(*args: Any, **kwargs: Any) -> bool:
+        press()
+        return execution.collect(*args, **kwargs)
+
+    if moment == "it is sent":
+        monkeypatch.setattr(rc, "_submit_execute", submit_and_press)
+    else:
+        monkeypatch.setattr("pxcompat.magics.px.collect", press_and_collect)
     shown = px(
         ip, "", "import time\ntry:\n    begin(); time.sleep(60)\nexcept KeyboardInterrupt: 3"
     )
     monkeypatch.undo()
-    assert "Received Keyboard Interrupt" in shown.stderr
-    assert not rc.outstanding
-
-
-@needs_kill
-def test_ctrl_c_when_a_cell_was_sent_and_nobody_waits_yet(
-    rc: Any,
-    ip: InteractiveShell,
-    view: Any,
-    begin: Callable[[], int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def press_and_collect(*args: Any, **kwargs: Any) -> bool:
-        wait_until(lambda: begin() == len(view.targets))
-        signal.raise_signal(signal.SIGINT)
-        return execution.collect(*args, **kwargs)
-
-    monkeypatch.setattr("pxcompat.magics.px.collect", press_and_collect)
-    shown = px(
-        ip, "", "import time\ntry:\n    begin(); time.sleep(60)\nexcept KeyboardInterrupt: 3"
-    )
     assert "Received Keyboard Interrupt" in shown.stderr
     assert not rc.outstanding
 
