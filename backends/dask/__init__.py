@@ -13,6 +13,7 @@
 ``monitor``        in the scheduler: what engines do, for Dask's diagnostics
 ``observed``       in the worker: its answers to that
 ``dashboard``      in the scheduler: the page "Engines"
+``on_demand``      in a scheduler of ours: Dask's pages, when somebody looks
 ``metrics``        in both: numbers for Prometheus
 =================  =============================================================
 """

@@ -21,7 +21,6 @@ import atexit
 import contextlib
 import functools
 import gc
-import importlib
 import itertools
 import json
 import logging
@@ -206,6 +205,7 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
     from distributed.comm.addressing import get_address_host
     from distributed.security import Security
 
+    from .on_demand import Dashboard
     from .registry import Registry
 
     options = order["options"]
@@ -240,6 +240,7 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
     scheduler.add_plugin(registry)
     await registry.start(scheduler)
     registry.supervisor.on_exit = registry.process_ended
+    Dashboard(scheduler, registry.monitor.add_pages)
     http: Any = scheduler.http_server
     shown = str(dashboard_address).rpartition(":")[0]
     if shown in ("", "0.0.0.0"):  # every interface: name one that can be reached
@@ -253,34 +254,8 @@ async def _scheduler(lines: Lines, order: dict[str, Any]) -> None:
         "scheduler_pid": os.getpid(),
     }
     lines.send({"info": info})
-    expected = order["n"] + order["first"]
-    serving = asyncio.ensure_future(_serve_dashboard(scheduler, registry, expected))
     await end.wait()
-    serving.cancel()
     await scheduler.close(reason="cluster stopped")
-
-
-async def _serve_dashboard(scheduler: Any, registry: Any, n: int) -> None:
-    """Load the dashboard once ``n`` engines are up, and clients have had time to connect to them:
-    it takes longer than either."""
-    # of none, somebody is most often about to start some
-    patience = 30 if n else 1
-    with contextlib.suppress(asyncio.TimeoutError):
-        async with registry.changed:
-            await asyncio.wait_for(
-                registry.changed.wait_for(lambda: len(registry.engines) >= max(1, n)), patience
-            )
-    await asyncio.sleep(1)
-    try:
-        # aside, since the scheduler is to go on meanwhile
-        dashboard = await asyncio.to_thread(
-            importlib.import_module, "distributed.dashboard.scheduler"
-        )
-    except ImportError as error:
-        log.warning("no dashboard: %s", error)
-        return
-    dashboard.connect(scheduler.http_application, scheduler.http_server, scheduler, prefix="/")
-    registry.monitor.add_pages()
 
 
 # -- the supervisor -------------------------------------------------------------------

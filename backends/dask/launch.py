@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from pxcompat.error import BackendError
 from pxcompat.protocol import Backend, LaunchSpec
 
 from ..controlled import LaunchedCluster, start
+from ..loading import load
 from ..options import check
 
 __all__ = ["DaskProvider", "provider"]
@@ -41,13 +41,11 @@ class DaskProvider:
             what="the Dask cluster",
             timeout=timeout,
             # needed next
-            meanwhile=lambda: importlib.import_module("distributed"),
+            meanwhile=_backend,
         )
 
     def connect(self, info: Mapping[str, Any]) -> Backend:
-        from .backend import DaskBackend
-
-        return DaskBackend(info)
+        return cast(Backend, _backend().DaskBackend(info))
 
     def adopt(self, target: Any, *, n: int | None = None, **options: Any) -> Backend | None:
         check("Dask", options, self.options)
@@ -63,9 +61,11 @@ class DaskProvider:
         modules = {cls.__module__.partition(".")[0] for cls in type(target).__mro__}
         if not modules & {"distributed", "dask"} and not hasattr(target, "scheduler_address"):
             return None
-        from .backend import DaskBackend
+        return cast(Backend, _backend().DaskBackend.around(target, **options))
 
-        return DaskBackend.around(target, **options)
+
+def _backend() -> Any:
+    return load("pxcompat.backends.dask.backend")
 
 
 provider = DaskProvider()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from pxcompat.error import ConnectionFileError
 from pxcompat.protocol import Backend, LaunchSpec
 
 from ..controlled import LaunchedCluster, start
+from ..loading import load
 from ..options import check
 from . import session
 from .order import OPTIONS
@@ -61,7 +62,7 @@ class RayProvider:
             env=environ,
             longest=LONGEST,
             # needed next
-            meanwhile=_load,
+            meanwhile=_backend,
         )
 
     def connect(self, info: Mapping[str, Any]) -> Backend:
@@ -72,9 +73,7 @@ class RayProvider:
             from .relay import RelayBackend
 
             return RelayBackend(info)
-        from .backend import RayBackend
-
-        return RayBackend(info)
+        return cast(Backend, _backend().RayBackend(info))
 
     def adopt(self, target: Any, *, n: int | None = None, **options: Any) -> Backend | None:
         address: str | None
@@ -111,9 +110,9 @@ class RayProvider:
         )
 
 
-def _load() -> None:
+def _backend() -> Any:
     session.import_ray()
-    from . import backend  # noqa: F401
+    return load("pxcompat.backends.ray.backend")
 
 
 def _address_of(target: Any) -> str | None:

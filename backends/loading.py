@@ -1,0 +1,25 @@
+"""Loading what is heavy before it is needed, and so that requests do not pay for it."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+from typing import Any
+
+__all__ = ["load"]
+
+
+def load(module: str) -> Any:
+    """Import a backend's module with all that it needs.
+
+    That makes a hundred thousand objects that stay.  The garbage collector has not been through
+    them then, and would go when a few hundred more have been made: in the midst of a client's
+    first map, for a twentieth of a second and more.  So it goes now, where somebody waits anyway.
+    """
+    if module in sys.modules:
+        return sys.modules[module]
+    loaded = importlib.import_module(module)
+    if gc.isenabled():
+        gc.collect()
+    return loaded
