@@ -56,6 +56,8 @@ class Sharing:
 
     def outgoing(self, message: tuple[Any, ...]) -> tuple[Any, ...]:
         """The message, with large buffers replaced by where they are.  Copies them."""
+        if Serialized not in map(type, message):
+            return message
         return tuple(
             self._share(item) if type(item) is Serialized and _is_large(item) else item
             for item in message

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -73,7 +74,8 @@ class Placer:
         with self._lock:
             if not self._waiting:
                 return None
-            most, fill = self._room(self._waiting[0].request.name)
+            seconds = backend.pace.expected(self._waiting[0].request.name)
+            most, fill = self._room(seconds)
             count = next(self._turn)
             engines = backend.engines()
             # those with least to do first; among equals each has its turn
@@ -82,10 +84,14 @@ class Placer:
                 for index, engine in enumerate(engines)
                 if (load := engine.load) <= most and not engine.stuck
             )
-            # few are shared out evenly
-            share = -(-len(self._waiting) // len(free)) if free else 0
+            if not free:
+                return None
+            left = [engine.left(seconds) for engine in engines]
+            fair = (len(self._waiting) + sum(left)) / len(engines)
             for _, _, index in free:
                 engine = engines[index]
+                # the last ones get few, so that all end together
+                share = max(1, math.ceil(fair - left[index]))
                 if taken := self._take(engine, min(fill, share)):
                     return engine, taken
             return None
@@ -107,10 +113,10 @@ class Placer:
         self._waiting.extendleft(reversed(passed))
         return taken
 
-    def _room(self, name: str) -> tuple[int, int]:
-        """With how many calls at most an engine gets more of this name, and how many: what fills
-        a call of its actor, of which it has two for the most part."""
-        seconds = self._backend.pace.expected(name)
+    @staticmethod
+    def _room(seconds: float | None) -> tuple[int, int]:
+        """With how many calls at most an engine gets more that take so long, and how many: what
+        fills a call of its actor, of which it has two for the most part."""
         if seconds is None or seconds > LONG:
             return 0, 1
         fill = max(1, min(MOST, int(AHEAD / seconds)))

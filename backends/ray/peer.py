@@ -354,6 +354,14 @@ class Peer:
         """How many requests of ours it has."""
         return len(self.sent)
 
+    def left(self, seconds: float | None) -> float:
+        """About how many of them it has not done, of which each takes so long: it tells of those
+        that share a call when the last is done."""
+        load = len(self.sent)
+        if not (seconds and load):
+            return load
+        return max(1.0, load - (time.monotonic() - self._moved) / seconds)
+
     @property
     def told(self) -> bool:
         """Whether it has been told of all that was sent to it."""

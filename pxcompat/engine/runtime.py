@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import serialize
 from ..protocol import Frames, Reply, Request
+from ..serialize.functions import SCALARS
 from ..serialize.pickling import loads_function
 from . import comms, output_of_thread, set_current
 from .counting import counted
@@ -359,7 +360,7 @@ class Engine:
 
     @staticmethod
     def _awaited(result: Any) -> Any:
-        if not inspect.isawaitable(result):
+        if type(result) in SCALARS or not inspect.isawaitable(result):
             return result
         from IPython.core.async_helpers import get_asyncio_loop
 
