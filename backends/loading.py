@@ -15,7 +15,7 @@ def load(module: str) -> Any:
 
     That makes a hundred thousand objects that stay.  The garbage collector has not been through
     them then, and would go when a few hundred more have been made: in the midst of a client's
-    first map, for a twentieth of a second and more.  So it goes now, where somebody waits anyway.
+    first map, for 50 ms or more.  So it goes now, where somebody waits anyway.
     """
     if module in sys.modules:
         return sys.modules[module]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -34,6 +36,29 @@ def test_a_cluster_that_was_shut_down_is_not_found_again(backend: str) -> None:
         client = ipp.Client(n=1, backend=backend)
         assert client[:].apply_sync(abs, -1) == [1]
         client.shutdown(hub=True)
+
+
+def test_no_first_map_waits_for_the_garbage_collector(
+    backend: str,
+) -> None:
+    program = f"""if True:
+        import gc
+        import pxcompat as ipp
+
+        def count(phase, info):
+            full.append(info["generation"] == 2)
+
+        full = []
+        with ipp.Cluster(n=1, backend={backend!r}) as rc:
+            rc[:].apply_sync(abs, -1)
+            gc.callbacks.append(count)
+            rc.load_balanced_view().map_sync(abs, range(500))
+            gc.callbacks.remove(count)
+        print(len(full) > 0, any(full))
+    """
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True False"
 
 
 def test_each_client_gets_its_own_replies(rc: ipp.Client, cluster: Any) -> None:

@@ -36,7 +36,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def rc(environment: None) -> Iterator[ipp.Client]:
-    """A client of a cluster with two engines, whose dashboard is up."""
+    """A client of a cluster with two engines."""
     with (
         ipp.Cluster(n=2, backend="dask", cluster_id="dask-tests") as client,
     ):
