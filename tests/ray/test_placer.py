@@ -20,10 +20,15 @@ class _Peer:
         self.stuck = False
         self.released: set[str] = set()
         self.asked: list[tuple[list[str], Future[list[str]]]] = []
+        #: calls that it has done, and not told of
+        self.done = 0
 
     @property
     def load(self) -> int:
         return len(self.has)
+
+    def left(self, seconds: float | None) -> float:
+        return self.load - self.done
 
     def unanswered(self) -> list[str]:
         return list(self.has)
@@ -53,14 +58,29 @@ class _Backend:
         self.peers[key].has += [request.msg_id for request in requests]
 
 
-def test_an_engine_is_asked_once_to_give_a_call_back():
+def calls(numbers: range) -> list[Request]:
+    return [Request(f"c_{n}", "apply", "f", {}, [b"f"], [b"x"], {}) for n in numbers]
+
+
+def test_the_last_calls_go_to_who_will_be_done_first() -> None:
+    backend = _Backend()
+    first, second = backend.peers.values()
+    placer = Placer(backend)  # type: ignore[arg-type]
+    placer.submit(calls(range(20)), None)
+    assert (first.load, second.load) == (10, 10)
+    first.done = 8
+    placer.submit(calls(range(20, 30)), None)
+    # then they have eleven each to do
+    assert (first.load, second.load) == (19, 11)
+
+
+def test_an_engine_is_asked_once_to_give_a_call_back() -> None:
     # asked again it may say that it has it no more, and then its refusal, still on its way, would
     # look like that of a call that somebody cancelled
     backend = _Backend()
     engine = backend.peers["a"]
     placer = Placer(backend)  # type: ignore[arg-type]
-    requests = [Request(f"c_{n}", "apply", "f", {}, [b"f"], [b"x"], {}) for n in range(3)]
-    placer.submit(requests, ["a"])
+    placer.submit(calls(range(3)), ["a"])
     assert engine.has == ["c_0", "c_1", "c_2"]
     engine.stuck = True
     placer.take_back()
