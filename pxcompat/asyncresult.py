@@ -173,13 +173,14 @@ class AsyncResult(RequestInfo):
 
     def result(self, timeout: float | None = None) -> Any:
         """The result; as :meth:`concurrent.futures.Future.result`."""
-        failure = self.exception(timeout)
+        super().exception(help_until(self, timeout))
+        value, failure = self._load()
         if failure is not None:
             try:
                 raise failure
             finally:
                 del failure  # else the traceback, which holds this frame, makes a cycle
-        return self._load()[0]
+        return value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The error, or None; as :meth:`concurrent.futures.Future.exception`."""

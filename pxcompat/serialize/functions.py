@@ -97,7 +97,7 @@ def is_constant(function: types.FunctionType) -> bool:
     if function.__closure__ or function.__dict__:
         return False
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    return all(type(value) in SCALARS for value in defaults) and all(
+    return SCALARS.issuperset(map(type, defaults)) and all(
         hint is None or type(hint) is str or (type(hint) is type and hint.__module__ == "builtins")
         for hint in function.__annotations__.values()
     )

@@ -202,7 +202,7 @@ def _is_plain(obj: Any, depth: int = 3) -> bool:
         return False
     items = obj
     if kind is dict:
-        if not all(type(key) in SCALARS for key in obj):
+        if not SCALARS.issuperset(map(type, obj)):
             return False
         items = obj.values()
     for item in items:  # noqa: SIM110  quicker than a generator
