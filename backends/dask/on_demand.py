@@ -39,7 +39,9 @@ class _Asked(web.RequestHandler):
             self.set_status(404)
             self.finish(f"There is no dashboard: {why}\n")
         else:
-            self.redirect(self.request.uri or "/")
+            # relative: a proxy, such as JupyterHub's, may have the dashboard under another path
+            path, *query = self.request.uri.split("?", 1)  # type: ignore[union-attr]
+            self.redirect("?".join([f"./{path.rpartition('/')[2]}", *query]))
 
 
 class Dashboard:

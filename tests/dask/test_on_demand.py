@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import urllib.error
+import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 
 import pytest
 
@@ -41,6 +43,25 @@ def test_the_first_who_look_wait_until_it_is_there(rc: ipp.Client) -> None:
     assert rc.dask_client.run_on_scheduler(is_loaded)
     with pytest.raises(urllib.error.HTTPError, match="404"):
         fetch(f"{base}/nothing")
+
+
+def test_it_may_be_behind_a_proxy(rc: ipp.Client) -> None:
+    address = urllib.parse.urlsplit(rc.dashboard_link)
+    where = {}
+    connections = [HTTPConnection(str(address.netloc)) for _ in range(3)]
+    asked = ("/status", "/engines?theme=dark&x=/", "//elsewhere.org/")
+    for connection, page in zip(connections, asked, strict=True):
+        connection.request("GET", page)
+    for connection, page in zip(connections, asked, strict=True):
+        answer = connection.getresponse()
+        where[page] = answer.status, answer.getheader("Location")
+        connection.close()
+    # which every browser takes from where it is, under whatever path and host
+    assert where == {
+        "/status": (302, "./status"),
+        "/engines?theme=dark&x=/": (302, "./engines?theme=dark&x=/"),
+        "//elsewhere.org/": (302, "./"),
+    }
 
 
 def test_who_looks_is_told_why_there_is_none(rc: ipp.Client) -> None:
