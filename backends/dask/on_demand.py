@@ -40,7 +40,7 @@ class _Asked(web.RequestHandler):
             self.finish(f"There is no dashboard: {why}\n")
         else:
             # relative: a proxy, such as JupyterHub's, may have the dashboard under another path
-            path, *query = self.request.uri.split("?", 1)  # type: ignore[union-attr]
+            path, *query = self.request.uri.split("?", 1)
             self.redirect("?".join([f"./{path.rpartition('/')[2]}", *query]))
 
 
