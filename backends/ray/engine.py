@@ -211,7 +211,8 @@ class EngineActor:
         late = self._post.take_back(origin.session, {request.msg_id})
         # a reply among it says the same: that it was cancelled when it had only been announced
         outputs = [message[2:] for message in late if message[0] == "output"]
-        return pickle.dumps((reply, outputs), protocol=5), apart
+        # nothing is bytes, too: Ray has a quicker way for them than for None
+        return pickle.dumps((reply, outputs), protocol=5), b"" if apart is None else apart
 
     def run_all(self, packed: bytes) -> bytes:
         """Run requests that share a call, one after the other; what there is to say of them that

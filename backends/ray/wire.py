@@ -121,9 +121,7 @@ def pack_reply(
     it is in memory that the client can map."""
     frames: Any = reply.result  # an engine's, so never one that stays elsewhere
     result: Any = lent
-    # bytes, where there is nothing: Ray has a quicker way for them than for None
-    apart: Any = b""
-    nbytes = size(frames)
+    apart, nbytes = None, size(frames)
     if lent is None:
         result = pack_frames(frames, in_band=in_band)
         if nbytes >= LARGE:
