@@ -18,8 +18,9 @@ from .order import OPTIONS
 
 __all__ = ["RayProvider", "provider"]
 
-#: characters that the path of a folder may have, for Ray's sockets in it to have a valid one
-LONGEST = 40
+#: characters that the path of a cluster's folder may have, for Ray's sockets in it to have valid
+#: ones
+LONGEST = 36
 
 # found missing now, and not in the middle of something; loaded when it is needed
 session.require_ray()

@@ -359,7 +359,8 @@ def start_head(host: str, folder: str, token: str, init: Mapping[str, Any]) -> t
     host
         Interface to listen on.
     folder
-        Where Ray writes whatever it writes.
+        In a folder of that, which Ray has everybody write to, Ray keeps its sockets, logs and
+        what workers are to run; so nobody else may get into this one.
     init
         Further arguments of ``ray.init``.
     """
@@ -369,7 +370,7 @@ def start_head(host: str, folder: str, token: str, init: Mapping[str, Any]) -> t
             **{
                 "namespace": "pxcompat",
                 "_node_ip_address": None if host in (*_LOOPBACK_NAMES, "0.0.0.0") else host,
-                "_temp_dir": folder,
+                "_temp_dir": os.path.join(folder, "ray"),
                 "dashboard_host": host,
                 "logging_level": "ERROR",
                 "log_to_driver": False,

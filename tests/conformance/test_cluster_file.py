@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,18 @@ def test_the_profiles_configuration(backend: str) -> None:
     assert cluster.n == 7
     assert cluster.profile_config.Cluster.n == 7
     assert ipp.Cluster(backend=backend, load_profile=False).profile_config == {}
+
+
+def test_nobody_else_gets_at_the_files_of_a_cluster(rc: ipp.Client) -> None:
+    def folder() -> str | None:
+        from pxcompat.engine import engine_of_process
+
+        engine = engine_of_process()
+        assert engine is not None
+        return engine.folder
+
+    for path in rc[:].apply_sync(folder):
+        assert path is not None
+        cluster = next(p for p in [Path(path), *Path(path).parents] if "pxcompat-" in p.name)
+        assert cluster.stat().st_uid == os.getuid()
+        assert cluster.stat().st_mode & 0o077 == 0
