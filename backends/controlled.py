@@ -150,13 +150,21 @@ def start(
         process.stdin.write(json.dumps(order).encode() + b"\n")
         process.stdin.flush()
         meanwhile()
-        answer = _first_line(process, timeout)
+        deadline = time.monotonic() + timeout
+        answer = _first_line(process, deadline)
+        silent = time.monotonic() >= deadline
         if "info" in answer:
             started.pop_all()
             return LaunchedCluster(process, answer["info"], log, folder)
         _end(process)
         tail = _tail(log)
-    reason = answer.get("error") or f"its controller did not answer within {timeout:g} s"
+    reason = answer.get("error")
+    if reason is None:
+        reason = (
+            f"its controller did not answer within {timeout:g} s"
+            if silent
+            else f"its controller exited with status {process.returncode}"
+        )
     raise BackendError(f"{what} did not start: {reason}\n{tail}".rstrip())
 
 
@@ -196,13 +204,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.stdout.close()
 
 
-def _first_line(process: subprocess.Popen[bytes], timeout: float) -> dict[str, Any]:
-    """What the controller says first; {} when it says nothing in time."""
+def _first_line(process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
+    """What the controller says first; {} when it says nothing in time, or ends."""
     lines: list[bytes] = []
     assert process.stdout is not None
     reader = threading.Thread(target=lambda: lines.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
     reader.start()
-    deadline = time.monotonic() + timeout
     while reader.is_alive() and time.monotonic() < deadline:
         reader.join(max(0.0, deadline - time.monotonic()))
     answer: dict[str, Any] = json.loads(lines[0]) if lines and lines[0].strip() else {}

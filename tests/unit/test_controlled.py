@@ -55,6 +55,14 @@ def test_a_controller_that_does_not_end_by_itself(
     wait_until(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split()))
 
 
+def test_a_controller_that_cannot_even_start(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("raise SystemExit('this will not do')\n")
+    spec = LaunchSpec(0, cwd=str(tmp_path), env={"TMPDIR": str(tmp_path)})
+    # not that it did not answer in a minute
+    with pytest.raises(BackendError, match=r"(?s)exited with status 1.*this will not do"):
+        controlled.start("broken", spec, what="it", timeout=60)
+
+
 def test_ctrl_c_twice_while_one_starts(tmp_path: Path) -> None:
     """The second comes while the controller is waited for, that it may clean up."""
     pids, temporary = tmp_path / "pids", tmp_path / "temporary"
