@@ -1,7 +1,7 @@
 """The dashboard of a cluster that pxcompat starts: loaded when somebody looks.
 
 To load it takes a second of a processor, in which the scheduler has the interpreter only half of
-the time, and 50 MB.  Most of those who start a cluster begin to compute in that very second, and
+the time, and 20 MB.  Most of those who start a cluster begin to compute in that very second, and
 never look.
 """
 
