@@ -10,7 +10,6 @@ two meet; where it cannot, buffers go the usual way.
 from __future__ import annotations
 
 import ctypes
-import errno
 import functools
 import logging
 import mmap
@@ -20,6 +19,8 @@ from typing import Any
 
 from pxcompat.engine.records import copied
 from pxcompat.protocol import Frames
+
+from .memory import HEAD, LEAST, check, in_use, take
 
 __all__ = [
     "LEAST",
@@ -34,51 +35,32 @@ __all__ = [
 
 log = logging.getLogger("pxcompat")
 
-#: bytes from which it is worth while
-LEAST = 1 << 20
-#: descriptors that may be open for it at a time
-MOST = 256
 #: what a field of a message is that stands for such buffers
 MARK = "_px_shared"
 _ALIGNMENT = 64
 
 
-#: descriptors of memory that is on its way, and how much it is
-_open: dict[int, int] = {}
-
-
-def _close(fd: int) -> None:
-    _open.pop(fd, None)
-    os.close(fd)
-
-
 def on_the_way() -> int:
     """Bytes that this process has in such memory until their receivers have them."""
-    return sum(list(_open.values()))
+    return in_use()
 
 
 class SharedFrames:
     """A :class:`pxcompat.protocol.Handle`: frames in memory of this process for others to map.
 
-    The memory is let go with the last reference, and with the last mapping.
+    The memory is let go with the last reference, and with the last mapping; ``again`` says
+    whether to keep it for a moment, for the next frames.
     """
 
-    def __init__(self, frames: Frames) -> None:
+    def __init__(self, frames: Frames, *, again: bool = True) -> None:
         views = [memoryview(frame).cast("B") for frame in frames]
         self.sizes = [view.nbytes for view in views]
         self.nbytes = sum(self.sizes)
-        if len(_open) >= MOST:
-            raise OSError(errno.EMFILE, "as many descriptors are open as may be")
-        self.fd = os.memfd_create("pxcompat", os.MFD_CLOEXEC)
-        _open[self.fd] = self.nbytes
-        weakref.finalize(self, _close, self.fd)
-        offset = 0
-        for view in views:
-            written = 0
-            while written < view.nbytes:
-                written += os.pwrite(self.fd, view[written:], offset + written)
-            offset += _padded(view.nbytes)
-        os.ftruncate(self.fd, max(offset, 1))
+        offsets = _offsets(self.sizes)
+        self._memory = take(offsets.pop(), again=again)
+        weakref.finalize(self, self._memory.give_back)
+        for view, offset in zip(views, offsets, strict=True):
+            self._memory.write(view, offset)
 
     def frames(self) -> Frames:
         """The frames, in memory of this process's own."""
@@ -86,7 +68,7 @@ class SharedFrames:
 
     def field(self, ticket: int = 0) -> dict[str, Any]:
         """What says in a message where they are; a receiver that maps them returns the ticket."""
-        return {MARK: [os.getpid(), self.fd, self.sizes, ticket]}
+        return {MARK: [os.getpid(), self._memory.fd, self.sizes, ticket, self._memory.mark]}
 
 
 class KeptFrames(list[Any]):
@@ -103,7 +85,8 @@ def kept(frames: Frames) -> Frames:
     """A copy of frames whose buffers belong to somebody: where they are large, one to share."""
     if len(frames) > 1 and sum(memoryview(f).nbytes for f in frames) >= LEAST and can_share():
         try:
-            return KeptFrames(SharedFrames(frames))
+            # it stays mapped here for as long as the frames are remembered
+            return KeptFrames(SharedFrames(frames, again=False))
         except OSError as error:
             log.debug("no memory to share: %s", error)
     return copied(frames)
@@ -114,8 +97,12 @@ def can_share() -> bool:
     return hasattr(os, "memfd_create") and os.path.exists("/proc/self/fd")
 
 
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+def _offsets(sizes: list[int]) -> list[int]:
+    """Where buffers of these sizes begin, and the end."""
+    offsets = [HEAD]
+    for size in sizes:
+        offsets.append(offsets[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
+    return offsets
 
 
 def mapped(field: dict[str, Any]) -> Frames:
@@ -124,20 +111,19 @@ def mapped(field: dict[str, Any]) -> Frames:
     Raises
     ------
     OSError
-        When the memory is gone, or another user's.
+        When the memory is gone, or another user's, or used for something else by now.
     """
-    pid, fd, sizes, _ = field[MARK]
+    pid, fd, sizes, _, mark = field[MARK]
+    offsets = _offsets(sizes)
     here = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     try:
-        length = max(1, sum(_padded(size) for size in sizes))
-        memory = _map_privately(here, length)
+        check(here, mark)
+        memory = _map_privately(here, offsets[-1])
     finally:
         os.close(here)
-    frames: Frames = []
-    offset = 0
-    for size in sizes:
-        frames.append(memory[offset : offset + size])
-        offset += _padded(size)
+    frames: Frames = [
+        memory[offset : offset + size] for offset, size in zip(offsets, sizes, strict=False)
+    ]
     # the pickle itself is read at once
     return [bytes(frames[0]), *frames[1:]] if frames else frames
 

@@ -86,7 +86,7 @@ def test_an_engine_is_near_when_each_can_map_the_others_memory() -> None:
     assert not proof.given(None)
     lender.forget("client")
     assert not proof.given(field)
-    gone = {MARK: [os.getpid(), 9999, [16], 0]}
+    gone = {MARK: [os.getpid(), 9999, [16], 0, b""]}
     assert lender.prove("client", gone) is None
 
 
