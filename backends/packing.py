@@ -16,11 +16,11 @@ def pack(path: str) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         written = set()
         for package in (NAME, f"{NAME}.backends", f"{NAME}.magics"):
-            for root in importlib.import_module(package).__path__:
-                for folder, _, files in os.walk(root):
-                    inside = os.path.join(*package.split("."), os.path.relpath(folder, root))
-                    for file in files:
-                        target = os.path.normpath(os.path.join(inside, file))
-                        if file.endswith((".py", ".typed")) and target not in written:
-                            written.add(target)
-                            archive.write(os.path.join(folder, file), target)
+            root = importlib.import_module(package).__path__[0]
+            for folder, _, files in os.walk(root):
+                inside = os.path.join(*package.split("."), os.path.relpath(folder, root))
+                for file in files:
+                    target = os.path.normpath(os.path.join(inside, file))
+                    if file.endswith((".py", ".typed")) and target not in written:
+                        written.add(target)
+                        archive.write(os.path.join(folder, file), target)

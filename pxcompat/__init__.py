@@ -10,6 +10,8 @@ and ``from IPython import parallel`` mean this package, in code that nobody edit
 
 from __future__ import annotations
 
+import os as _os
+
 from .alias import disable as disable, enable as enable
 
 # A constant of our own, which type checkers take for true as they take typing's:
@@ -90,6 +92,11 @@ if TYPE_CHECKING:
     )
     from .util import interactive as interactive
     from .view import BroadcastView as BroadcastView, DirectView as DirectView
+
+# In a checkout, from which Python imports when it is started there, two folders of this package
+# lie beside it and not in it.
+if not _os.path.isdir(_os.path.join(__path__[0], "backends")):
+    __path__.append(_os.path.dirname(__path__[0]))
 
 __version__ = "0.1.0"
 version_info = (0, 1, 0)

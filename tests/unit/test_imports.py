@@ -114,7 +114,11 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 def test_type_checkers_see_the_names_that_are_exported() -> None:
     tree = ast.parse((ROOT / "pxcompat" / "__init__.py").read_text())
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    [block] = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
     seen = {
         alias.asname: "." * node.level + (node.module or "")
         for node in block.body
@@ -144,3 +148,13 @@ def test_every_package_is_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     listed = set(project["tool"]["setuptools"]["packages"])
     assert listed == {name for name, file in MODULES.items() if file.name == "__init__.py"}
+
+
+def test_a_checkout_is_whole_also_where_the_package_is_installed_elsewhere() -> None:
+    """Python, started in a checkout, imports from there."""
+    code = (
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]; "
+        "import pxcompat.backends.dask.launch, pxcompat.magics.px as px; print(px.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == str(ROOT / "magics" / "px.py"), done.stderr
