@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 
 import psutil
 
-__all__ = ["HEAD", "LEAST", "Memory", "check", "in_use", "take"]
+__all__ = ["HEAD", "LEAST", "Memory", "check", "on_the_way", "take"]
 
 #: bytes from which it is worth while to hand them over so
 LEAST = 1 << 20
@@ -170,8 +170,8 @@ def check(fd: int, mark: bytes) -> None:
         raise OSError(errno.ESTALE, "the memory is not used for this any more")
 
 
-def in_use() -> int:
-    """Bytes of memory that was taken and not given back."""
+def on_the_way() -> int:
+    """Bytes that this process has in such memory until their receivers have them."""
     return sum(list(_in_use.values()))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from pxcompat.engine.records import copied
 from pxcompat.protocol import Frames
 
-from .memory import HEAD, LEAST, check, in_use, take
+from .memory import HEAD, LEAST, check, on_the_way, take
 
 __all__ = [
     "LEAST",
@@ -38,11 +38,6 @@ log = logging.getLogger("pxcompat")
 #: what a field of a message is that stands for such buffers
 MARK = "_px_shared"
 _ALIGNMENT = 64
-
-
-def on_the_way() -> int:
-    """Bytes that this process has in such memory until their receivers have them."""
-    return in_use()
 
 
 class SharedFrames:

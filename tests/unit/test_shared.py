@@ -230,7 +230,7 @@ def test_what_is_not_used_again_goes_and_so_does_who_waits_for_that(
     handed_over()
     wait_until(lambda: shared_descriptors() <= before)
     gc.collect()
-    if not memory.in_use():  # of other tests
+    if not memory.on_the_way():  # of other tests
         wait_until(lambda: "px-memory" not in [t.name for t in threading.enumerate()])
 
 
