@@ -16,7 +16,7 @@ from pxcompat.error import BackendError, ConnectError
 
 from . import registry
 from .adoption import explain, upload_where_missing
-from .order import PATIENCE, registry_order
+from .order import PATIENCE, asked, registry_order
 from .session import Session
 
 __all__ = ["greet", "populate"]
@@ -102,11 +102,16 @@ def _hello(
 
 def _create_registry(adopt: Mapping[str, Any], namespace: str) -> Any:
     options = adopt["options"]
-    if options.get("upload"):
-        options["runtime_env"] = upload_where_missing(options.get("runtime_env"))
+    _bring_along(options)
     order = registry_order(options, adopt["setup"], namespace, logs="", own=False, adopted=True)
     # it goes with the last client, whoever that is
     return registry.create(order, detached=True)
+
+
+def _bring_along(options: dict[str, Any]) -> None:
+    """Have the runtime environment bring the package along, where it is to be uploaded."""
+    if options.get("upload"):
+        options["runtime_env"] = upload_where_missing(options.get("runtime_env"))
 
 
 def _explain(info: Mapping[str, Any], why: str) -> None:
@@ -138,7 +143,11 @@ def populate(info: Mapping[str, Any], there: Any, count: int) -> int:
             keys = ray.get(there.follow.remote(), timeout=timeout)
             wanted = count + len(keys)
         else:
-            keys = ray.get(there.start_engines.remote(wanted - count), timeout=timeout)
+            options = adopt["options"]
+            if count and options.get("runtime_env"):
+                _bring_along(options)  # it is in place of the other engines', which may do that
+            started = there.start_engines.remote(wanted - count, None, asked(options))
+            keys = ray.get(started, timeout=timeout)
         failures = ray.get(there.await_engines.remote(keys), timeout=timeout + OUTAGE)
     except (GetTimeoutError, RayError) as error:
         raise _no_answer(info, "starting engines", timeout, error) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["OPTIONS", "PATIENCE", "registry_order"]
+__all__ = ["OPTIONS", "PATIENCE", "asked", "registry_order"]
 
 #: seconds for Ray to find a place for an engine
 PATIENCE = 30
@@ -12,6 +12,17 @@ PATIENCE = 30
 ACTOR = ("num_cpus", "num_gpus", "resources", "runtime_env", "scheduling_strategy")
 #: all options of the backend
 OPTIONS = (*ACTOR, "patience", "address", "namespace", "init", "engine", "upload")
+
+
+def asked(options: dict[str, Any]) -> dict[str, Any]:
+    """What a client says of engines that it starts besides those of a registry: what it leaves
+    open is as the registry's; see :meth:`registry.Registry.start_engines`."""
+    said: dict[str, Any] = {"actor": {n: options[n] for n in ACTOR if options.get(n) is not None}}
+    if "patience" in options:
+        said["patience"] = options["patience"]
+    if "engine" in options:
+        said["engine"] = options["engine"]
+    return said
 
 
 def registry_order(

@@ -60,12 +60,14 @@ STILLBORN = 64
 class _Entry:
     """One engine."""
 
-    def __init__(self, key: str, id: int, name: str, handle: Any) -> None:
+    def __init__(self, key: str, id: int, name: str, order: dict[str, Any]) -> None:
         self.key = key
         self.id = id
         #: its key, or that of the first engine that had its id
         self.name = name
-        self.handle = handle
+        #: the cluster's, with what was asked for this one
+        self.order = order
+        self.handle: Any = None
         self.info: EngineInfo | None = None
         self.node = ""
         self.born = 0.0
@@ -277,17 +279,33 @@ class Registry:
         """Never returns: what it would return is what :meth:`EngineActor.bye` waits for."""
         await asyncio.Event().wait()
 
-    async def start_engines(self, n: int, mpi: list[str] | None = None) -> list[str]:
-        """Start engines; their keys.  They register when they are ready."""
+    async def start_engines(
+        self, n: int, mpi: list[str] | None = None, asked: dict[str, Any] | None = None
+    ) -> list[str]:
+        """Start engines; their keys.  They register when they are ready.
+
+        ``asked`` is in place of what the cluster's order says: of ``actor`` some options, and
+        ``patience`` and ``engine``.
+        """
         if self._never is None:
             self._never = self._me.forever.remote()
         if n:
             self._asked.set()
         keys = [uuid.uuid4().hex for _ in range(n)]
         ranks = self._start_world(mpi, keys) if mpi is not None else {}
+        order = self._order_with(asked or {})
         for key in keys:
-            self._start_engine(key, next(self._ids), rank=ranks.get(key))
+            self._start_engine(key, next(self._ids), order, rank=ranks.get(key))
         return keys
+
+    def _order_with(self, asked: dict[str, Any]) -> dict[str, Any]:
+        order, setup = self._order, self._order["setup"]
+        return {
+            **order,
+            "actor": {**order["actor"], **asked.get("actor", {})},
+            "patience": asked.get("patience", order["patience"]),
+            "setup": {**setup, "engine": {**setup["engine"], **asked.get("engine", {})}},
+        }
 
     def _start_world(self, command: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
         strategy = self._order["actor"].get("scheduling_strategy")
@@ -319,7 +337,7 @@ class Registry:
         def start(count: int, node: str) -> list[str]:
             keys = [uuid.uuid4().hex for _ in range(count)]
             for key in keys:
-                self._start_engine(key, next(self._ids), node=node)
+                self._start_engine(key, next(self._ids), self._order, node=node)
             return keys
 
         def waiting() -> int:
@@ -350,7 +368,9 @@ class Registry:
         for entry in entries:
             key = new[entry.key]
             node = entry.node if self._follower is not None else ""
-            self._start_engine(key, entry.id, entry.name, rank=ranks.get(key), node=node)
+            self._start_engine(
+                key, entry.id, entry.order, entry.name, rank=ranks.get(key), node=node
+            )
         return list(new.values())
 
     async def await_engines(self, keys: Sequence[str]) -> list[str]:
@@ -372,10 +392,17 @@ class Registry:
         await self.await_engines(list(self._engines))
 
     def _start_engine(
-        self, key: str, id: int, name: str = "", *, rank: str | None = None, node: str = ""
+        self,
+        key: str,
+        id: int,
+        order: dict[str, Any],
+        name: str = "",
+        *,
+        rank: str | None = None,
+        node: str = "",
     ) -> None:
-        name = name or key
-        options = dict(self._order["actor"])
+        entry = _Entry(key, id, name or key, order)
+        options = dict(order["actor"])
         if node:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         if rank is not None:  # a socket of this node's
@@ -387,9 +414,9 @@ class Registry:
             max_task_retries=0,
             **options,
         )
-        setup = {**self._order["setup"], "log": name[:8], "rank": rank}
-        handle = actor.remote(self._me, key, id, setup)
-        entry = self._engines[key] = _Entry(key, id, name, handle)
+        setup = {**order["setup"], "log": entry.name[:8], "rank": rank}
+        entry.handle = actor.remote(self._me, key, id, setup)
+        self._engines[key] = entry
         self._background(self._watch(entry))
         self._background(self._expect(entry))
 
@@ -416,34 +443,14 @@ class Registry:
 
     async def _expect(self, entry: _Entry) -> None:
         """Give an engine up that Ray finds no place for."""
-        patience = self._order["patience"]
         try:
-            await asyncio.wait_for(entry.registered.wait(), patience)
+            await asyncio.wait_for(entry.registered.wait(), entry.order["patience"])
         except asyncio.TimeoutError:
             if entry.gone.is_set():
                 return
-            reason = await asyncio.to_thread(self._no_place, patience)
+            reason = await asyncio.to_thread(_no_place, entry.order)
             ray.kill(entry.handle)
             await self._lost(entry, reason)  # Ray takes its time to say so of what never ran
-
-    def _no_place(self, patience: float) -> str:
-        """Which resources an engine lacks."""
-        actor = self._order["actor"]
-        wanted = {"CPU": actor.get("num_cpus"), "GPU": actor.get("num_gpus")}
-        wanted |= actor.get("resources") or {}
-        has, free = ray.cluster_resources(), ray.available_resources()
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
-        missing = [
-            f"{name} ({free.get(name, 0):g} free of {has.get(name, 0):g} in the cluster)"
-            for name, amount in wanted.items()
-            if amount and free.get(name, 0) < amount
-        ]
-        lacks = f"what is missing: {', '.join(missing)}" if missing else "its process did not start"
-        return (
-            f"Ray did not start it within {patience:g} s. It asks for {asked or 'no resources'}; "
-            f"{lacks}. Start fewer engines, free or add resources, or have engines ask for less "
-            "(num_cpus, num_gpus, resources of c.RayBackend)"
-        )
 
     def _entry(self, key: str) -> _Entry:
         try:
@@ -519,6 +526,26 @@ class Registry:
             ray.kill(entry.handle)
         await self._worlds.close()
         self._ended.set()
+
+
+def _no_place(order: dict[str, Any]) -> str:
+    """Why Ray has found no place for an engine: which resources it lacks."""
+    actor = order["actor"]
+    wanted = {"CPU": actor.get("num_cpus"), "GPU": actor.get("num_gpus")}
+    wanted |= actor.get("resources") or {}
+    has, free = ray.cluster_resources(), ray.available_resources()
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
+    missing = [
+        f"{name} ({free.get(name, 0):g} free of {has.get(name, 0):g} in the cluster)"
+        for name, amount in wanted.items()
+        if amount and free.get(name, 0) < amount
+    ]
+    lacks = f"what is missing: {', '.join(missing)}" if missing else "its process did not start"
+    return (
+        f"Ray did not start it within {order['patience']:g} s. It asks for "
+        f"{asked or 'no resources'}; {lacks}. Start fewer engines, free or add resources, or have "
+        "engines ask for less (num_cpus, num_gpus, resources of c.RayBackend)"
+    )
 
 
 def why(error: BaseException) -> str:

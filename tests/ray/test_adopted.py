@@ -36,7 +36,7 @@ ADOPT = """if True:
     with ipp.Client(backend="ray") as other:
         rc.close()
         print("same", other[:].apply_sync(os.getpid) == pids, ray.is_initialized())
-        more = ipp.Client(ray, n=3)
+        more = ipp.Client(ray, n=3, num_cpus=0.5)
         print("more", more.ids)
         version, ipp.__version__ = ipp.__version__, "9.9"
         try:
@@ -55,8 +55,9 @@ ADOPT = """if True:
         if "px:apply:get_norms" in calls:
             break
     print("calls", sorted(name for name in calls if name.startswith("px:")))
-    actors = list_actors(address=address)
-    print("actors", sorted(a.name for a in actors if a.state == "ALIVE"))
+    actors = [a for a in list_actors(address=address, detail=True) if a.state == "ALIVE"]
+    print("actors", sorted(a.name for a in actors))
+    print("ask", *(a.required_resources for a in sorted(actors, key=lambda a: a.name)[:3]))
 
     # what there is no place for
     try:
@@ -162,13 +163,18 @@ def test_ray_shows_engines_and_calls_by_name(said: dict[str, list[str]]) -> None
 def test_engines_without_a_place_are_an_error(said: dict[str, list[str]]) -> None:
     cpus, special = said["refused"]
     assert "2 of 2 engines did not start" in cpus
-    assert "It asks for 1 CPU" in cpus and "CPU (0 free of 3 in the cluster)" in cpus
+    assert "It asks for 1 CPU" in cpus and "CPU (0.5 free of 3 in the cluster)" in cpus
     assert "special (0 free of 0 in the cluster)" in special
     assert said["left"] == ["[0, 1, 2]"]
 
 
 def test_a_lasting_cluster_ends_when_its_controller_is_gone(said: dict[str, list[str]]) -> None:
     assert said["orphan"] == ["[] False", "[]"]
+
+
+def test_a_client_says_what_the_engines_ask_for_that_it_starts(said: dict[str, list[str]]) -> None:
+    assert said["ask"] == ["{'CPU': 1.0} {'CPU': 1.0} {'CPU': 0.5}"]
+    assert "did not start it within 3 s" in said["refused"][0]
 
 
 def test_an_unknown_option_is_an_error(said: dict[str, list[str]]) -> None:
