@@ -10,6 +10,7 @@ An explicit argument comes first, then a ``PXCOMPAT_*`` variable, then the profi
 
 from __future__ import annotations
 
+import ast
 import difflib
 import os
 from collections.abc import Sequence
@@ -18,7 +19,11 @@ from typing import Any
 
 from traitlets import Bool, Float, Integer, TraitError, Unicode
 from traitlets.config import Config, Configurable
-from traitlets.config.loader import JSONFileConfigLoader, PyFileConfigLoader
+from traitlets.config.loader import (
+    DeferredConfigString,
+    JSONFileConfigLoader,
+    PyFileConfigLoader,
+)
 
 from .. import backends
 from ..error import KernelError
@@ -175,7 +180,21 @@ class PxCompat(Configurable):
 
 def backend_options(config: Config, backend: str) -> dict[str, Any]:
     """What ``c.<Backend>Backend`` holds, as ``c.DaskBackend`` for ``dask``."""
-    return dict(config.get(f"{backend.capitalize()}Backend", {}))
+    options = config.get(f"{backend.capitalize()}Backend", {})
+    return {name: _meant(value) for name, value in options.items()}
+
+
+def _meant(value: Any) -> Any:
+    """A backend's option; of the command line, where all are text, what the text stands for."""
+    if not isinstance(value, DeferredConfigString):
+        return value
+    text = str(value)
+    if text.lower() in ("true", "false"):  # as traitlets takes them
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # an address, a name
 
 
 def load_config(profile: Profile, *basenames: str) -> Config:

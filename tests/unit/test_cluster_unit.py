@@ -906,6 +906,23 @@ class TestCommandLine:
         cluster = Cluster(parent=app, profile="p")
         assert (cluster.n, cluster.backend, cluster.controller_ip) == (4, "fake", "*")
 
+    def test_options_of_the_backend_are_what_they_say(self, provider: FakeProvider) -> None:
+        app = PxClusterStart()
+        app.parse_command_line(
+            [
+                "--FakeBackend.a=false",
+                "--FakeBackend.b=0.5",
+                "--FakeBackend.c={'max_records': 3}",
+                "--FakeBackend.d=127.0.0.1:8787",
+            ]
+        )
+        cluster = Cluster(parent=app, profile="p")
+        cluster.start_controller_sync()
+        options = provider.launched[0].spec.options
+        cluster.stop_cluster_sync()
+        expected = {"a": False, "b": 0.5, "c": {"max_records": 3}, "d": "127.0.0.1:8787"}
+        assert options == expected
+
     @pytest.mark.parametrize("flag", ["--daemonize", "--daemonize=True", "--daemonize=true"])
     def test_daemonize(self, flag: str) -> None:
         app = PxClusterStart()
