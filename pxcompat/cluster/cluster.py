@@ -150,12 +150,13 @@ class Cluster(ClusterFile, LoggingConfigurable):
         if given_config is None and kwargs.get("load_profile", own.get("load_profile", True)):
             from_profile = load_config(self._place, "ipcluster_config", "pxcompat_config")
         given = {name: kwargs.get(name, own.get(name)) for name in ("n", "backend")}
+        # n=0 is a controller alone, which only a Cluster can start
+        said = {name: value for name, value in given.items() if value not in (None, 0)}
         self._settings = PxCompat.resolve(
             self._place,
             config=from_profile,
             sections=("Cluster", "PxCompat"),
-            backend=given["backend"],
-            n=given["n"] or None,  # 0 is a controller alone, which only a Cluster can start
+            **{**direct.get("PxCompat", {}), **said},  # as a command line has it
         )
         kwargs["backend"] = self._settings.backend
         kwargs["n"] = self._settings.n if given["n"] is None else given["n"]

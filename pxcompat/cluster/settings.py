@@ -130,11 +130,15 @@ class PxCompat(Configurable):
         config = load_config(profile) if config is None else config
         settings = cls(config=Config())  # not traitlets' own loading: errors name the source
         traits = cls.class_traits(config=True)
-        if unknown := set(config.get("PxCompat", {})) - set(traits):
-            name = min(unknown)
-            close = difflib.get_close_matches(name, traits, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(traits)}"
-            raise SettingError(f"{profile.config_file}: no setting PxCompat.{name}{hint}")
+        for said, where in (
+            (config.get("PxCompat", {}), f"{profile.config_file}: "),
+            (explicit, ""),
+        ):
+            if unknown := said.keys() - traits.keys():
+                name = min(unknown)
+                close = difflib.get_close_matches(name, traits, n=1)
+                there = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(traits)}"
+                raise SettingError(f"{where}no setting PxCompat.{name}; {there}")
 
         origins = {}
         for name, trait in traits.items():

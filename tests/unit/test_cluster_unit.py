@@ -906,6 +906,18 @@ class TestCommandLine:
         cluster = Cluster(parent=app, profile="p")
         assert (cluster.n, cluster.backend, cluster.controller_ip) == (4, "fake", "*")
 
+    def test_common_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PXCOMPAT_N", "7")
+        app = PxClusterStart()
+        app.parse_command_line(["--PxCompat.n=3", "--PxCompat.start_timeout=5"])
+        cluster = Cluster(parent=app, profile="p")
+        assert (cluster.n, cluster._plan(0).timeout) == (3, 5)
+        app.parse_command_line(["-n", "4"])
+        assert Cluster(parent=app, profile="p").n == 4
+        app.parse_command_line(["--PxCompat.start_timout=5"])
+        with pytest.raises(SettingError, match=r"PxCompat\.start_timout; did you mean 'start_tim"):
+            Cluster(parent=app, profile="p")
+
     def test_options_of_the_backend_are_what_they_say(self, provider: FakeProvider) -> None:
         app = PxClusterStart()
         app.parse_command_line(
