@@ -28,7 +28,7 @@ from .launcher import Controller, OwnController
 from .manager import ClusterManager, clean_cluster_files
 from .mpi import MPIEngineSetLauncher, MPILauncher
 from .profiles import Profile
-from .settings import PxCompat, write_config
+from .settings import PxCompat, load_file, write_config
 
 __all__ = ["PxCluster", "main"]
 
@@ -126,14 +126,18 @@ class PxClusterApp(Application):
         if self.subapp is not None:
             return
         if self.extra_config_file:
-            path = Path(self.extra_config_file).absolute()
-            self.load_config_file(path.name, path=str(path.parent))
+            path = Path(self.extra_config_file).expanduser().absolute()
+            # not traitlets' own loading, which passes over what it cannot read
+            self.update_config(load_file(path if path.suffix else path.with_suffix(".py")))
             self.update_config(self.cli_config)
         self._warn_of_foreign_options()
         if self.ipython_dir:
             os.environ["IPYTHONDIR"] = str(Path(self.ipython_dir).expanduser().absolute())
         if self.work_dir:
-            os.chdir(Path(self.work_dir).expanduser())
+            try:
+                os.chdir(Path(self.work_dir).expanduser())
+            except OSError as exc:
+                self.fail(exc)
         self.cluster_id = self.cluster_id or os.environ.get("PXCOMPAT_CLUSTER_ID", "")
         if self.log_to_file:
             self._log_to_file()
@@ -200,6 +204,7 @@ class PxClusterEngines(PxClusterApp):
         return "\n".join(part for part in (script, self.startup_command) if part)
 
     def run(self) -> None:
+        code = self.startup_code()  # before anything is started for it
         place = self.place()
         try:
             cluster = Cluster.from_file(
@@ -211,7 +216,7 @@ class PxClusterEngines(PxClusterApp):
         try:
             with _stop_signals():
                 engine_set_id = cluster.start_engines_sync()
-                self.wait_until_up(cluster, engine_set_id)
+                self.wait_until_up(cluster, engine_set_id, code)
                 if self.daemonize:
                     engine_set_id = None
                 else:
@@ -223,8 +228,9 @@ class PxClusterEngines(PxClusterApp):
                 cluster.stop_engines_sync(engine_set_id)
             cluster.controller.disconnect()
 
-    def wait_until_up(self, cluster: Cluster, engine_set_id: str) -> None:
-        """Wait for the engines, and say so in ipcluster's words, which scripts wait for."""
+    def wait_until_up(self, cluster: Cluster, engine_set_id: str, code: str) -> None:
+        """Wait for the engines, have them run the start-up code, and say so in ipcluster's words,
+        which scripts wait for."""
         try:
             cluster.wait_for_engines_sync(
                 engine_set_id, progress=None if sys.stderr.isatty() else False
@@ -233,7 +239,7 @@ class PxClusterEngines(PxClusterApp):
             if output := cluster.engines[engine_set_id].get_output():
                 self.log.error("Output of the engines:\n%s", "\n".join(output.splitlines()[-40:]))
             raise
-        if code := self.startup_code():
+        if code:
             with cluster.connect_client_sync() as client:
                 client[cluster.engine_ids(engine_set_id)].execute(code, silent=False, block=True)
         self.log.info("Engines appear to have started successfully")
@@ -255,6 +261,7 @@ pxcluster start -n 4 --daemonize          # ... in the background
     auto_create = True
 
     def run(self) -> None:
+        code = self.startup_code()
         place = self.place()
         if not place.path.is_dir():
             profiles.create(place)
@@ -275,7 +282,7 @@ pxcluster start -n 4 --daemonize          # ... in the background
                 )
                 cluster.start_controller_sync()
                 _relay_signals(cluster)
-                self.wait_until_up(cluster, cluster.start_engines_sync())
+                self.wait_until_up(cluster, cluster.start_engines_sync(), code)
                 leave = self.daemonize
                 if not leave:
                     cluster.controller.ended.wait()

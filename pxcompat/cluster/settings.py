@@ -36,6 +36,7 @@ __all__ = [
     "backend_options",
     "cpu_count",
     "load_config",
+    "load_file",
     "write_config",
 ]
 
@@ -219,13 +220,27 @@ def load_config(profile: Profile, *basenames: str) -> Config:
     for basename in basenames or ("pxcompat_config",):
         for loader, ending in ((JSONFileConfigLoader, ".json"), (PyFileConfigLoader, ".py")):
             path = profile.path / (basename + ending)
-            if not path.is_file():
-                continue
-            try:
-                config.merge(loader(path.name, str(profile.path)).load_config())
-            except Exception as exc:
-                raise SettingError(f"{path}: {type(exc).__name__}: {exc}") from exc
+            if path.is_file():
+                config.merge(_load(loader, path))
     return config
+
+
+def load_file(path: Path) -> Config:
+    """What one configuration file says.
+
+    Raises
+    ------
+    SettingError
+        When it is not there, cannot be read or raises.
+    """
+    return _load(JSONFileConfigLoader if path.suffix == ".json" else PyFileConfigLoader, path)
+
+
+def _load(loader: type[JSONFileConfigLoader | PyFileConfigLoader], path: Path) -> Config:
+    try:
+        return loader(path.name, str(path.parent)).load_config()
+    except Exception as exc:
+        raise SettingError(f"{path}: {type(exc).__name__}: {exc}") from exc
 
 
 def write_config(path: Path, classes: Sequence[type[Configurable]]) -> None:
