@@ -157,7 +157,7 @@ def acquire(
         if connection is None:
             names = [chosen] if chosen else backends.names()
             given = {name: {**backend_options(config, name), **options} for name in names}
-            return lease(_adopt(connection_info, n or settings.n, given))
+            return lease(_adopt(connection_info, settings.n, given))
         return lease(_connect(connection), connection)
 
     running = connections.running(found.connection_file(settings.cluster_id))
@@ -179,7 +179,7 @@ def acquire(
     if own is None:
         # one that this process is connected to already, by the backend's own means
         ambient = backends.get(settings.backend).adopt(
-            None, n=n or settings.n, **{**settings.options, **options}
+            None, n=settings.n, **{**settings.options, **options}
         )
         if ambient is not None:
             return lease(ambient)
@@ -202,7 +202,11 @@ def acquire(
 
     own = own or embedded.key(str(found.path), settings.cluster_id, settings.backend)
     share = embedded.take(
-        own, backends.get(own.backend), spec, at_least=n or 0, timeout=settings.start_timeout
+        own,
+        backends.get(own.backend),
+        spec,
+        at_least=0 if n is None else settings.engines,  # as it is understood
+        timeout=settings.start_timeout,
     )
     return lease(
         share.backend,

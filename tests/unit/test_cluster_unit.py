@@ -239,6 +239,7 @@ class TestEmbedded:
         assert (lease.expected, lease.missing) == (3, 2)
         # which that client starts, and nobody a second time
         assert (acquire(n=3).expected, acquire(n=3).missing) == (3, 0)
+        assert acquire(n="4").missing == 1  # type: ignore[arg-type]
         assert len(provider.launched) == 1
 
     def test_one_for_each_profile(self, provider: FakeProvider) -> None:
