@@ -158,6 +158,11 @@ def acquire(
             names = [chosen] if chosen else backends.names()
             given = {name: {**backend_options(config, name), **options} for name in names}
             return lease(_adopt(connection_info, settings.n, given))
+        if backend not in (None, connection.backend):
+            raise BackendError(
+                f"The cluster at {connection.address} runs on {connection.backend!r}, not on"
+                f" {backend!r}."
+            )
         return lease(_connect(connection), connection)
 
     running = connections.running(found.connection_file(settings.cluster_id))

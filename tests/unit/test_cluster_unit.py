@@ -398,6 +398,17 @@ class TestFinding:
         with pytest.raises(BackendError, match=r"^the 'missing' backend needs no_such_module"):
             acquire("fake://0", backend="missing")
 
+    def test_another_backend_than_asked_for(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for given in ({"connection_info": cluster.cluster_file}, {"cluster": cluster}):
+            with pytest.raises(BackendError, match="runs on 'fake', not on 'dask'"):
+                acquire(**given, backend="dask")
+            assert acquire(**given, backend="fake").backend.name == "fake"
+            with monkeypatch.context() as patch:
+                patch.setenv("PXCOMPAT_BACKEND", "dask")  # of what is started
+                assert acquire(**given).backend.name == "fake"
+
     def test_a_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(MissingConnectionFile, match=r"nowhere\.json"):
             acquire(str(tmp_path / "nowhere.json"))
