@@ -195,7 +195,9 @@ class Client(Work):
 
     def _wait_for_start(self, lease: Any) -> None:
         try:
-            self.wait_for_engines(lease.expected, timeout=60, interactive=lease.progress)
+            self.wait_for_engines(
+                lease.expected, timeout=lease.start_timeout, interactive=lease.progress
+            )
         except BaseException:
             self.close()
             raise

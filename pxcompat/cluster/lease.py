@@ -52,6 +52,8 @@ class Lease:
         To be called when the client has told the cluster to end.
     timeout : float
         Seconds that ``backend.open`` may take.
+    start_timeout : float
+        Seconds that engines may take that are on their way.
     progress : bool
         Whether progress bars are wanted.
     copy : bool
@@ -69,6 +71,7 @@ class Lease:
     embedded: bool = False
     ended: Callable[[], None] = lambda: None
     timeout: float = 5
+    start_timeout: float = 60
     progress: bool = True
     copy: bool = True
     max_results: int = 1024
@@ -137,6 +140,7 @@ def acquire(
             profile=connection.profile if connection else found.name,
             cluster_id=connection.cluster_id if connection else settings.cluster_id,
             timeout=settings.timeout,
+            start_timeout=settings.start_timeout,
             progress=settings.progress,
             copy=settings.copy,
             max_results=settings.max_results,

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from traitlets.config import Config
 
-from pxcompat import backends
+from pxcompat import Client, backends
 from pxcompat.cluster import (
     Cluster,
     ClusterManager,
@@ -241,6 +241,15 @@ class TestEmbedded:
         assert (acquire(n=3).expected, acquire(n=3).missing) == (3, 0)
         assert acquire(n="4").missing == 1  # type: ignore[arg-type]
         assert len(provider.launched) == 1
+
+    def test_engines_have_as_long_as_starting_may_take(
+        self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Client(n=1):
+            provider.launched[0].register = False  # the second does not come
+            monkeypatch.setenv("PXCOMPAT_START_TIMEOUT", "0.01")
+            with pytest.raises(TimeoutError, match=r"2 engines not ready in 0\.01 seconds"):
+                Client(n=2)
 
     def test_one_for_each_profile(self, provider: FakeProvider) -> None:
         leases = [acquire(n=1), acquire(profile="p", n=1)]
