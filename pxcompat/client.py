@@ -38,6 +38,8 @@ from .work import FuturesByID, Work
 
 if TYPE_CHECKING:
     from .cluster import Cluster
+    from .cluster.embedded import Share
+    from .cluster.lease import Lease
 
 __all__ = ["Client", "ExecuteReply", "Metadata"]
 
@@ -183,24 +185,34 @@ class Client(Work):
         self._dask: Any = None
         with _open_lock:
             _open_clients.add(self)
-        if lease.missing:
-            self._backend.start_engines(lease.missing)
-        if lease.expected and len(self.ids) < lease.expected:
-            self._wait_for_start(lease)
-        if lease.fresh and lease.progress and self.dashboard_link:
+        if lease.share is not None:
+            self._complete(lease, lease.share)
+        if lease.share and lease.share.fresh and lease.progress and self.dashboard_link:
             count = len(self.ids)
             engines = "1 engine" if count == 1 else f"{count} engines"
             _tell(f"{engines} on {self._backend.name}; dashboard: {self.dashboard_link}")
         self._activate_in_ipython()
 
-    def _wait_for_start(self, lease: Any) -> None:
+    def _complete(self, lease: Lease, share: Share) -> None:
+        """Start the engines of an embedded cluster that are missing, and wait for all."""
+        from .cluster.launcher import result
+
+        missing, expected = share.count(len(self))
         try:
-            self.wait_for_engines(
-                lease.expected, timeout=lease.start_timeout, interactive=lease.progress
-            )
-        except BaseException:
+            if missing:
+                self._dispatcher.stillborn = None  # what ended before says nothing of these
+                started = self._backend.start_engines(missing)
+                result(started, "start engines", lease.start_timeout)
+            if len(self) < expected:
+                self.wait_for_engines(
+                    expected, timeout=lease.start_timeout, interactive=lease.progress
+                )
+        except BaseException as error:
             self.close()
+            if isinstance(error, Exception):  # after a Ctrl-C they may come
+                share.failed()
             raise
+        share.came(len(self))
 
     def _activate_in_ipython(self) -> None:
         """Provide ``%px`` for this client's engines, unless an open client does."""
@@ -299,7 +311,8 @@ class Client(Work):
         if hub:
             self._dispatcher.disconnected("it was shut down by this client")
             self.close()
-            self._lease.ended()
+            if self._lease.share is not None:
+                self._lease.share.ended()
         return None
 
     def _await_gone(self, done: Future[None], keys: Sequence[str]) -> None:

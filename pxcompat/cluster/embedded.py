@@ -12,7 +12,6 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 from ..protocol import Backend, Launched, LaunchSpec, Provider
@@ -36,26 +35,73 @@ class _Shared:
     def __init__(self) -> None:
         self.starting = threading.Lock()
         self.launched: Launched | None = None
+        #: how many engines it has, or will have
         self.n = 0
+        #: whether some of them are still on their way, as far as clients know
+        self.coming = False
 
 
 _table: dict[Key, _Shared] = {}
 _table_lock = threading.Lock()
 
 
-class Share(NamedTuple):
-    """One client's part in an embedded cluster."""
+class Share:
+    """One client's part in an embedded cluster.
 
-    #: not yet open
-    backend: Backend
-    #: engines that the cluster has once the missing ones were started
-    n: int
-    #: engines that this client asked for beyond those there are, and is to start
-    missing: int
-    #: whether the cluster was started for this client
-    fresh: bool
-    #: to be called by a client that has told the cluster to end
-    ended: Callable[[], None]
+    Attributes
+    ----------
+    backend : Backend
+        Not yet open.
+    fresh : bool
+        Whether the cluster was started for this client.
+    """
+
+    def __init__(
+        self, key: Key, shared: _Shared, backend: Backend, *, at_least: int, fresh: bool
+    ) -> None:
+        self._key = key
+        self._shared = shared
+        self._at_least = at_least
+        self.backend = backend
+        self.fresh = fresh
+
+    def count(self, up: int) -> tuple[int, int]:
+        """How many engines this client is to start, and how many there are then.
+
+        ``up`` is how many it has met.
+        """
+        shared = self._shared
+        with shared.starting:
+            if not shared.coming:
+                shared.n = up  # engines may have ended since
+            missing = max(0, self._at_least - shared.n)
+            shared.n += missing
+            shared.coming = shared.coming or missing > 0
+            return missing, shared.n
+
+    def came(self, up: int) -> None:
+        """The engines that the client waited for are there."""
+        with self._shared.starting:
+            if up >= self._shared.n:
+                self._shared.coming = False
+
+    def failed(self) -> None:
+        """They do not come: a cluster that was started for them ends, and the next client,
+        which may ask for others, counts what there is."""
+        if self.fresh:
+            self.ended()
+        else:
+            with self._shared.starting:
+                self._shared.coming = False
+
+    def ended(self) -> None:
+        """The client has told the cluster to end: see it out.  Who asks for one from now on gets
+        another."""
+        with _table_lock:
+            if _table.get(self._key) is self._shared:
+                del _table[self._key]
+        if self._shared.launched is not None:
+            self._shared.launched.stop()
 
 
 def key(profile_dir: str, cluster_id: str, backend: str) -> Key:
@@ -82,7 +128,7 @@ def take(
 ) -> Share:
     """A share in the cluster of that key, which is started when there is none.
 
-    ``spec`` is asked only then; ``at_least`` so many engines are wanted of one that is there.
+    ``spec`` is asked only then; ``at_least`` so many engines are wanted in any case.
     """
     with _table_lock:
         shared = _table.get(key)
@@ -93,20 +139,9 @@ def take(
         if shared.launched is None:
             order = spec()
             shared.launched = provider.launch(order, timeout=timeout)
-            shared.n = order.n
-        missing = max(0, at_least - shared.n)
-        shared.n += missing
+            shared.n, shared.coming = order.n, True
         backend = provider.connect(shared.launched.info)
-        return Share(backend, shared.n, missing, fresh, partial(_see_out, key, shared))
-
-
-def _see_out(key: Key, shared: _Shared) -> None:
-    """Wait for a cluster that was told to end; who asks for one from now on gets another."""
-    with _table_lock:
-        if _table.get(key) is shared:
-            del _table[key]
-    if shared.launched is not None:
-        shared.launched.stop()
+        return Share(key, shared, backend, at_least=at_least, fresh=fresh)
 
 
 def _stop_all() -> None:

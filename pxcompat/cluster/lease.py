@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,17 +39,8 @@ class Lease:
         Not yet open.
     profile, cluster_id : str
         The names the cluster goes by.
-    expected : int
-        How many engines will come up, and are worth waiting for; 0 when that is unknown.
-    missing : int
-        How many engines more than those the embedded cluster has, because this client asked
-        for more.
-    fresh : bool
-        Whether the cluster was started for this client.
-    embedded : bool
-        Whether the cluster belongs to this process and ends with it.
-    ended : callable
-        To be called when the client has told the cluster to end.
+    share : Share or None
+        The client's part in an embedded cluster, whose engines it counts, starts and waits for.
     timeout : float
         Seconds that ``backend.open`` may take.
     start_timeout : float
@@ -65,11 +56,7 @@ class Lease:
     backend: Backend
     profile: str
     cluster_id: str
-    expected: int = 0
-    missing: int = 0
-    fresh: bool = False
-    embedded: bool = False
-    ended: Callable[[], None] = lambda: None
+    share: embedded.Share | None = None
     timeout: float = 5
     start_timeout: float = 60
     progress: bool = True
@@ -217,14 +204,7 @@ def acquire(
         at_least=0 if n is None else settings.engines,  # as it is understood
         timeout=settings.start_timeout,
     )
-    return lease(
-        share.backend,
-        expected=share.n,
-        missing=share.missing,
-        fresh=share.fresh,
-        embedded=True,
-        ended=share.ended,
-    )
+    return lease(share.backend, share=share)
 
 
 def _check_options(options: Mapping[str, Any], names: Sequence[str]) -> None:

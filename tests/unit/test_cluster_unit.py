@@ -225,22 +225,55 @@ class TestEmbedded:
         assert not provider.running
 
     def test_shared_by_the_clients_of_the_process(self, provider: FakeProvider) -> None:
-        first = acquire(n=3)
-        second = acquire()
-        assert (first.embedded, first.expected, first.profile) == (True, 3, "default")
-        assert (second.embedded, second.expected, second.missing) == (True, 3, 0)
+        first, second = acquire(n=3), acquire()
+        assert first.profile == "default"
+        assert first.share and first.share.fresh and first.share.count(0) == (0, 3)
+        # which are on their way for everybody
+        assert second.share and not second.share.fresh and second.share.count(1) == (0, 3)
         assert len(provider.launched) == 1
 
     def test_a_client_that_asks_for_more_engines_has_them_added(
         self, provider: FakeProvider
     ) -> None:
-        acquire(n=1)
-        lease = acquire(n=3)
-        assert (lease.expected, lease.missing) == (3, 2)
+        def share(n: Any) -> embedded.Share:
+            share = acquire(n=n).share
+            assert share is not None
+            return share
+
+        share(1).came(1)
         # which that client starts, and nobody a second time
-        assert (acquire(n=3).expected, acquire(n=3).missing) == (3, 0)
-        assert acquire(n="4").missing == 1  # type: ignore[arg-type]
+        assert share(3).count(1) == (2, 3)
+        assert share(3).count(1) == (0, 3)
+        assert share("4").count(2) == (1, 4)
         assert len(provider.launched) == 1
+
+    def test_engines_that_ended_are_not_waited_for(self, provider: FakeProvider) -> None:
+        with Client(n=3) as rc:
+            rc.shutdown(targets=[0], block=True)
+            with Client() as other:
+                assert other.ids == [1, 2]
+            with Client(n=3) as other:
+                other.wait_for_engines(3, timeout=TIMEOUT)
+                assert other.ids == [1, 2, 3]
+
+    def test_engines_that_did_not_come_are_not_waited_for_again(
+        self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setenv("PXCOMPAT_START_TIMEOUT", "0.01")
+            with Client(n=1):
+                provider.launched[0].register = False
+                with pytest.raises(TimeoutError):
+                    Client(n=2)
+                assert Client().ids == [0]
+            provider.before_launch = lambda: patch.setattr(FakeLaunched, "start", lambda *_: [])
+            provider.launched[0].end("crash")
+            with pytest.raises(TimeoutError):
+                Client(n=2)
+        # started for that client alone, it is gone
+        assert not provider.running
+        provider.before_launch = lambda: None
+        assert Client(n=1).ids == [0]
 
     def test_engines_have_as_long_as_starting_may_take(
         self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
@@ -271,7 +304,7 @@ class TestEmbedded:
             acquire(n=1)
         assert not provider.running
         provider.before_launch = lambda: None
-        assert acquire(n=1).embedded
+        assert acquire(n=1).share
 
     def test_many_threads_start_one(self, provider: FakeProvider) -> None:
         gate = threading.Barrier(8)
@@ -363,7 +396,7 @@ class TestFinding:
         self, provider: FakeProvider, cluster: Cluster
     ) -> None:
         lease = acquire(profile="p")
-        assert not lease.embedded
+        assert lease.share is None
         assert lease.backend.info["address"] == "fake://0"
         assert (lease.profile, lease.cluster_id) == ("p", "")
         assert provider.running
@@ -380,8 +413,8 @@ class TestFinding:
     def test_by_address(self, provider: FakeProvider, cluster: Cluster) -> None:
         lease = acquire("fake://0", n=3, security="S")
         assert provider.adopted == [("fake://0", {"n": 3, "security": "S"})]
-        assert not lease.embedded
-        assert lease.expected == 0
+        assert lease.share is None
+        assert lease.share is None
 
     def test_by_native_object(self, provider: FakeProvider, cluster: Cluster) -> None:
         native = SimpleNamespace(cluster=provider.launched[0])
@@ -441,7 +474,7 @@ class TestFinding:
         with pytest.raises(StaleConnectionFile):
             acquire(path)
         lease = acquire(profile="p", n=1)
-        assert lease.embedded
+        assert lease.share
         assert not path.exists()
 
     def test_a_file_of_no_use_is_not_passed_over(self, cluster: Cluster) -> None:
@@ -459,7 +492,7 @@ class TestFinding:
         monkeypatch.setitem(sys.modules, "other_backend", module)
         monkeypatch.setitem(backends._BACKENDS, "other", ("other_backend", ""))
         lease = acquire(profile="p", backend="other", n=1)
-        assert lease.embedded
+        assert lease.share
         assert len(provider.launched) == 1
 
     def test_timeout_and_progress_come_with_the_lease(
