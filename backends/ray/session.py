@@ -182,14 +182,14 @@ def _connected_to(ray: Any) -> str:
 
 def taken(address: str) -> bool:
     """Whether this process is connected to another cluster."""
-    global _current
     ray = sys.modules.get("ray")
-    if address == "auto" or ray is None or not ray.is_initialized():
+    if address == "auto" or ray is None:
         return False
-    with _lock:
-        if _current is not None and _current.alive:
-            return address != _current.address
-    return address != _connected_to(ray)
+    with _lock:  # all of it: a client that is just closing may be disconnecting this process
+        if not ray.is_initialized():
+            return False
+        there = _current.address if _current and _current.alive else _connected_to(ray)
+        return address != there
 
 
 def join(info: Mapping[str, Any], timeout: float) -> Session:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -229,3 +231,25 @@ def test_a_ray_that_is_gone_is_found_out_in_time() -> None:
     done = python(code, RAY_ADDRESS="127.0.0.1:1")
     assert "ConnectError" in done.stderr
     assert "127.0.0.1:1 (stage: connecting; waited 1 s" in done.stderr
+
+
+def test_no_ray_is_started_while_a_client_disconnects(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = [True]
+
+    class Lock:
+        """Another thread has it, and disconnects meanwhile."""
+
+        def __enter__(self) -> None:
+            connected.clear()
+
+        def __exit__(self, *_: object) -> None: ...
+
+    def connected_to(_: object) -> str:
+        assert connected, "asked now, Ray would start a cluster"
+        return "h:2"
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: bool(connected)))
+    monkeypatch.setattr(session, "_connected_to", connected_to)
+    assert session.taken("h:1")
+    monkeypatch.setattr(session, "_lock", Lock())
+    assert not session.taken("h:1")
