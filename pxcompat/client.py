@@ -200,9 +200,9 @@ class Client(Work):
         missing, expected = share.count(len(self))
         try:
             if missing:
-                self._dispatcher.stillborn = None  # what ended before says nothing of these
-                started = self._backend.start_engines(missing)
-                result(started, "start engines", lease.start_timeout)
+                starting = self._backend.start_engines(missing)
+                started = result(starting, "start engines", lease.start_timeout)
+                self._dispatcher.forget_stillborn(but=started)
             if len(self) < expected:
                 self.wait_for_engines(
                     expected, timeout=lease.start_timeout, interactive=lease.progress

@@ -18,7 +18,7 @@ import time
 import uuid
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -131,8 +131,8 @@ class Dispatcher:
         #: by engine: failures of executes that we know of; it aborts what was sent before
         self.heard: dict[str, int] = {}
         self.lost: str | None = None
-        #: why an engine ended that never was there, the latest
-        self.stillborn: str | None = None
+        #: by its key: why an engine ended that never was there
+        self.stillborn: dict[str, str] = {}
         self._awaited: dict[str, tuple[MessageFuture, int]] = {}
         #: those that somebody still has
         self._ended: BoundedDict[weakref.ref[MessageFuture]] = BoundedDict(MAX_OUTCOMES)
@@ -301,6 +301,16 @@ class Dispatcher:
         else:
             self.backend.send(key, [request])
 
+    @property
+    def hopeless(self) -> str | None:
+        """Why there is nothing to wait for: the cluster is gone, or an engine did not start."""
+        return self.lost or next(iter(self.stillborn.values()), None)
+
+    def forget_stillborn(self, but: Collection[str] = ()) -> None:
+        """Others are starting: what became of earlier ones says nothing of them."""
+        with self.lock:
+            self.stillborn = {k: why for k, why in self.stillborn.items() if k in but}
+
     # -- EventSink -------------------------------------------------------------------
 
     def engine_up(self, info: EngineInfo) -> None:
@@ -316,7 +326,7 @@ class Dispatcher:
         with self.lock:
             info = self.engines.pop(key, None)
             if key not in self.ids:
-                self.stillborn = f"an engine ended while it started: {reason}"
+                self.stillborn[key] = f"an engine ended while it started: {reason}"
             stranded = list(self.by_engine.pop(key, ()))
             self.heard.pop(key, None)
             callbacks = list(self.engine_callbacks)

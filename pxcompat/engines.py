@@ -197,7 +197,7 @@ class Engines:
             while True:
                 with dispatcher.engines_changed:
                     have = len(dispatcher.engines)
-                    if have < n and not (dispatcher.lost or dispatcher.stillborn):
+                    if have < n and not dispatcher.hopeless:
                         left = None if deadline is None else deadline - time.monotonic()
                         if left is None or left > 0:
                             dispatcher.engines_changed.wait(left)
@@ -206,8 +206,7 @@ class Engines:
                     shown.update(have - shown.n)
                 if have >= n:
                     return
-                gone = dispatcher.lost or dispatcher.stillborn
-                if gone:
+                if gone := dispatcher.hopeless:
                     raise EngineError(f"{n} engines will not come, there are {have}: {gone}")
                 if deadline is not None and time.monotonic() >= deadline:
                     raise TimeoutError(
@@ -237,8 +236,7 @@ class Engines:
         dispatcher, backend = self._dispatcher, self._backend
         if not backend.capabilities.restart_engines:
             raise no_restart(backend.name)
-        with dispatcher.lock:
-            dispatcher.stillborn = None
+        dispatcher.forget_stillborn()
         done = backend.restart_engines(keys)
         if not block:
             done.add_done_callback(_log_failure)
@@ -247,7 +245,7 @@ class Engines:
         deadline = time.monotonic() + RESTART_TIMEOUT
         with dispatcher.engines_changed:
             while not all(key in dispatcher.ids for key in started):
-                if gone := dispatcher.lost or dispatcher.stillborn:
+                if gone := dispatcher.hopeless:
                     raise EngineError(f"not all of {len(started)} engines are back: {gone}")
                 if not dispatcher.engines_changed.wait(deadline - time.monotonic()):
                     raise TimeoutError(

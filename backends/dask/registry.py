@@ -347,6 +347,7 @@ class Registry(SchedulerPlugin):
     async def start_engines(self, n: int, mpi: list[str] | None) -> list[str]:
         """Start engines beside those that are there; their keys."""
         supervisor = self._own_supervisor()
+        self._stillborn.clear()  # what became of those says nothing of these
         keys = [uuid.uuid4().hex for _ in range(n)]
         if mpi is not None:
             ranks = self._worlds.start(mpi, keys)

@@ -105,6 +105,8 @@ class Registry:
         self._ids = itertools.count()
         self._engines: dict[str, _Entry] = {}
         self._stillborn: deque[tuple[str, str]] = deque(maxlen=STILLBORN)
+        #: those after which others were started, of which they say nothing
+        self._past: set[str] = set()
         self._mail = Mail()
         self._signallers = Signallers()
         self._silence = order.get("silence", SILENCE)
@@ -166,7 +168,8 @@ class Registry:
         known: list[tuple[Any, ...]] = [
             ("up", asdict(e.info), e.handle) for e in self._engines.values() if e.info is not None
         ]
-        known += [("down", key, reason) for key, reason in self._stillborn]
+        recent = [entry for entry in self._stillborn if entry[0] not in self._past]
+        known += [("down", key, reason) for key, reason in recent]
         return [*known, self._dashboard] if self._dashboard else known
 
     async def listen(self, session: str) -> list[tuple[Any, ...]] | None:
@@ -291,6 +294,7 @@ class Registry:
             self._never = self._me.forever.remote()
         if n:
             self._asked.set()
+        self._past = {key for key, _ in self._stillborn}
         keys = [uuid.uuid4().hex for _ in range(n)]
         ranks = self._start_world(mpi, keys) if mpi is not None else {}
         order = self._order_with(asked or {})

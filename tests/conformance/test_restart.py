@@ -85,6 +85,27 @@ def test_engines_are_stopped_while_they_start(rc: ipp.Client, cluster: Any) -> N
     wait_until(lambda: rc.ids == before)
 
 
+def test_engines_that_did_not_start_say_nothing_of_the_next(rc: ipp.Client, cluster: Any) -> None:
+    before = rc.ids
+    startup = Path(cluster.profile_dir, "startup", "ends.py")
+    startup.write_text("import os; os._exit(3)")
+    try:
+        name = cluster.start_engines_sync(1)
+        with pytest.raises(error.EngineError, match="ended while they were starting"):
+            cluster.wait_for_engines_sync(name, timeout=PATIENCE)
+    finally:
+        startup.unlink()
+    with pytest.raises(error.EngineError, match="engines will not come"):
+        rc.wait_for_engines(len(before) + 1, timeout=PATIENCE)
+    another = cluster.start_engines_sync(1)
+    with cluster.connect_client_sync() as other:
+        for client in (rc, other):
+            client.wait_for_engines(len(before) + 1, timeout=PATIENCE)
+    for added in (name, another):
+        cluster.stop_engines_sync(added)
+    wait_until(lambda: rc.ids == before)
+
+
 def test_a_cluster_that_ends_has_nothing_to_restart(rc: ipp.Client) -> None:
     with pytest.raises(ValueError, match="nothing to restart"):
         rc.shutdown(restart=True, hub=True)
