@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import os
 import random
@@ -29,6 +30,7 @@ from traitlets import (
 )
 from traitlets.config import Application, Config, LoggingConfigurable
 
+from .. import backends
 from ..cards import cluster_card
 from ..error import BackendError, InvalidEngineId, no_restart
 from ..protocol import Backend, LaunchSpec
@@ -163,6 +165,7 @@ class Cluster(ClusterFile, LoggingConfigurable):
 
         #: what the profile's configuration files say
         self.profile_config = from_profile
+        self._check_arguments(kwargs)
         config = Config()
         config.merge(from_profile)
         config.merge(direct)
@@ -172,6 +175,23 @@ class Cluster(ClusterFile, LoggingConfigurable):
         self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
         self._finalizer: weakref.finalize[..., Any] | None = None
         super().__init__(**kwargs, config=config)
+
+    def _check_arguments(self, given: Mapping[str, Any]) -> None:
+        """Refuse what is no argument, of which traitlets warns where nobody sees it."""
+        traits = self.class_trait_names()
+        for name in given:
+            if name in traits:
+                continue
+            backend = self._settings.backend
+            close = difflib.get_close_matches(name, traits, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            if name in backends.get(backend).options:
+                section = f"{backend.capitalize()}Backend"
+                hint = (
+                    f" It is an option of the {backend} backend: c.{section}.{name} in the"
+                    f" profile's configuration, or config=Config({section}={{{name!r}: ...}})."
+                )
+            raise TypeError(f"Cluster() got an unexpected keyword argument {name!r}.{hint}")
 
     # -- traits -----------------------------------------------------------------------
 

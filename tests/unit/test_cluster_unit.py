@@ -934,6 +934,12 @@ class TestClusterConfiguration:
         with pytest.raises(SettingError, match=r"pxcompat_config\.py: c\.Cluster\.n = 'x'"):
             Cluster(profile="p")
 
+    def test_an_unknown_argument_is_refused(self) -> None:
+        with pytest.raises(TypeError, match=r"argument 'backnd'\. Did you mean 'backend'\?"):
+            Cluster(profile="p", backnd="fake")
+        with pytest.raises(TypeError, match=r"'a'\. It is an option .* c\.FakeBackend\.a in"):
+            Cluster(profile="p", a=1)
+
     def test_launchers(self, caplog: pytest.LogCaptureFixture) -> None:
         local = Cluster(engines="local", controller="Local", profile="p")
         assert local.engine_launcher_class is EngineSet
