@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -354,14 +354,15 @@ class Cluster(ClusterFile, LoggingConfigurable):
         BackendError
             When it does not start.
         """
-        self._start_controller()
+        self._start_controller(unused=kwargs)
 
-    def _start_controller(self, first: int = 0) -> None:
+    def _start_controller(self, first: int = 0, unused: Collection[str] = ()) -> None:
         """Start the cluster, for which ``first`` engines will be asked next."""
         with self._lock:
             if self.controller is not None:
                 raise RuntimeError(f"{self!r} has a controller: call stop_controller() first")
             self._refuse_second()
+            self._warn_of_unused(unused)
             if self.controller_args:
                 self.log.warning(
                     "Not used, as they are for ipyparallel's ZeroMQ controller: %s",
@@ -380,6 +381,12 @@ class Cluster(ClusterFile, LoggingConfigurable):
                 if not plan.path:
                     raise ValueError("a cluster that is left running needs its cluster_file")
                 self._attach(spawn(plan, self._place.daemon_log(self.cluster_id)))
+
+    def _warn_of_unused(self, arguments: Collection[str]) -> None:
+        if arguments:
+            self.log.warning(
+                "Not used, as they are for ipyparallel's launchers: %s", ", ".join(arguments)
+            )
 
     def _refuse_second(self) -> None:
         if self.cluster_file and (other := connections.running(self.cluster_file)):
@@ -444,6 +451,7 @@ class Cluster(ClusterFile, LoggingConfigurable):
                 raise ValueError(
                     f"there is a set of engines {engine_set_id!r}: choose another id, or stop it"
                 )
+            self._warn_of_unused(kwargs)
             self.log.info("Starting %s engines on %s", n, self.backend)
             mpi = None
             if self.engine_launcher_class is MPIEngineSetLauncher:

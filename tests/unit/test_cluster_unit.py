@@ -633,6 +633,15 @@ class TestCluster:
             cluster.restart_engines_sync()
         assert cluster.engine_ids(next(iter(cluster.engines))) == [0, 1]
 
+    def test_what_is_for_ipyparallel_s_launchers_is_warned_of(
+        self, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cluster.start_controller_sync(environment={"a": "b"})
+        cluster.start_engines_sync(1, engine_args=["--x"], environment={"a": "b"})
+        warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        said = "Not used, as they are for ipyparallel's launchers: "
+        assert warnings == [said + "environment", said + "engine_args, environment"]
+
     @pytest.mark.parametrize(
         "name", ["mpi", "MPI", "ipyparallel.cluster.launcher.MPIEngineSetLauncher"]
     )
