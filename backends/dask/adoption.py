@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
+from typing import Any
 
 from distributed import Client
 from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
@@ -57,11 +58,12 @@ async def prepare(client: Client, session: str, address: str, *, upload: bool) -
     return workers
 
 
-async def install(client: Client) -> None:
-    """Make engines of the workers, and of those to come, once the registry knows the client."""
+async def install(client: Client, options: dict[str, Any]) -> None:
+    """Make engines of the workers, and of those to come, once the registry knows the client; the
+    first client's options are those of all."""
     from .service import EnginePlugin
 
-    await client.register_plugin(EnginePlugin(), name=NAME)
+    await client.register_plugin(EnginePlugin(options), name=NAME)
 
 
 async def _missing(client: Client) -> tuple[set[str], dict[str, str]]:

@@ -168,7 +168,7 @@ class DaskBackend:
 
     async def _adopt(self) -> None:
         """Make engines of the workers, and wait for those of the workers that are there."""
-        await adoption.install(self._client)
+        await adoption.install(self._client, self._info.get("engine") or {})
 
         def ready() -> bool:
             return self._workers <= {e.info.address for e in self._engines.values() if e.channel}

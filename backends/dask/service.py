@@ -445,10 +445,18 @@ class EnginePlugin(WorkerPlugin):
 
     The engine runs on a thread of its own, which is as near to a main thread as a
     worker's process has to offer.
+
+    Parameters
+    ----------
+    options : dict
+        Of :class:`pxcompat.engine.runtime.Engine`.
     """
 
     name = "pxcompat"
     idempotent = True
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
 
     async def setup(self, worker: Worker) -> None:
         if "pxcompat" in worker.extensions:
@@ -457,7 +465,7 @@ class EnginePlugin(WorkerPlugin):
 
         def main() -> None:
             try:
-                engine = Engine(uuid.uuid4().hex, own_process=False)
+                engine = Engine(uuid.uuid4().hex, own_process=False, **self._options)
             except BaseException as error:
                 ready.set_exception(error)
                 raise

@@ -169,6 +169,17 @@ def test_names_and_results_go_with_the_engines(cluster: LocalCluster, dask_clien
     wait_until(lambda: not any(dask_client.run(left).values()))
 
 
+def test_engines_remember_as_much_as_they_are_told(cluster: LocalCluster) -> None:
+    with ipp.Client(cluster, engine={"max_records": 1}) as rc:
+        rc.wait_for_engines(2, timeout=PATIENCE)
+        first, last = (rc[0].apply_async(abs, -n) for n in (1, 2))
+        assert (first.get(PATIENCE), last.get(PATIENCE)) == (1, 2)
+        with ipp.Client(cluster) as other:
+            assert other.get_result(last.msg_ids).get(PATIENCE) == [2]
+            with pytest.raises(KeyError):
+                other.get_result(first.msg_ids).get(PATIENCE)
+
+
 def test_what_is_displayed_is_its_own_engines(cluster: LocalCluster) -> None:
     with ipp.Client(cluster) as rc:
         rc.wait_for_engines(2, timeout=PATIENCE)
