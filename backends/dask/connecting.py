@@ -8,6 +8,7 @@ from typing import Any
 
 import dask
 from distributed import Client
+from distributed.security import Security
 
 from pxcompat.error import ConnectError, ConnectionFileError
 
@@ -49,8 +50,11 @@ def _security(info: Mapping[str, Any]) -> Any:
     given = info.get("security_object")
     if given is not None:
         return given
+    pems = info.get("security") or {}
+    if isinstance(pems, Security):  # as Dask's own Client takes it
+        return pems
     try:
-        security = security_of(info.get("security") or {})
+        security = security_of(pems)
         security.get_connection_args("client")  # reads them
     except (KeyError, OSError, ValueError) as error:
         raise ConnectError(

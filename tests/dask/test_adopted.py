@@ -148,6 +148,14 @@ def test_engines_come_and_the_cluster_is_left_as_it_was(
     assert dask_client.submit(sum, [1, 2], pure=False).result(PATIENCE) == 3
 
 
+def test_credentials_are_given_as_dask_takes_them() -> None:
+    with local_cluster(1, protocol="tls://", security=True) as cluster:
+        address, security = cluster.scheduler_address, cluster.security
+        assert address.startswith("tls://")
+        with ipp.Client(address, security=security) as rc:
+            assert rc.ids == [0]
+
+
 def test_a_client_that_is_closed_is_no_cluster(cluster: LocalCluster) -> None:
     with Client(cluster, set_as_default=False) as closed:
         pass
