@@ -187,6 +187,13 @@ class Client(Work):
             _open_clients.add(self)
         if lease.share is not None:
             self._complete(lease, lease.share)
+        elif n is not None and len(self) < int(n):
+            log.warning(
+                "%s engines were asked for, and the cluster that runs has %d; clients do not add"
+                " any to it, `pxcluster engines` and Cluster.start_engines() do",
+                n,
+                len(self),
+            )
         if lease.share and lease.share.fresh and lease.progress and self.dashboard_link:
             count = len(self.ids)
             engines = "1 engine" if count == 1 else f"{count} engines"

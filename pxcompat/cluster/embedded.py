@@ -12,7 +12,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..protocol import Backend, Launched, LaunchSpec, Provider
 
@@ -35,6 +35,8 @@ class _Shared:
     def __init__(self) -> None:
         self.starting = threading.Lock()
         self.launched: Launched | None = None
+        #: what its backend was told
+        self.options: dict[str, Any] = {}
         #: how many engines it has, or will have
         self.n = 0
         #: whether some of them are still on their way, as far as clients know
@@ -54,6 +56,8 @@ class Share:
         Not yet open.
     fresh : bool
         Whether the cluster was started for this client.
+    options : dict
+        With which it was started.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Share:
         self._at_least = at_least
         self.backend = backend
         self.fresh = fresh
+        self.options = shared.options
 
     def count(self, up: int) -> tuple[int, int]:
         """How many engines this client is to start, and how many there are then.
@@ -140,6 +145,7 @@ def take(
             order = spec()
             shared.launched = provider.launch(order, timeout=timeout)
             shared.n, shared.coming = order.n, True
+            shared.options = order.options
         backend = provider.connect(shared.launched.info)
         return Share(key, shared, backend, at_least=at_least, fresh=fresh)
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from traitlets.log import get_logger
 
 from .. import backends
 from ..engine.nested import home
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 __all__ = ["Lease", "acquire"]
+
+#: not traitlets' own, whose warnings a script does not show
+log = logging.getLogger("pxcompat")
 
 
 @dataclass(eq=False)
@@ -154,10 +156,12 @@ def acquire(
                 f"The cluster at {connection.address} runs on {connection.backend!r}, not on"
                 f" {backend!r}."
             )
+        _warn_of_unused(options)
         return lease(_connect(connection), connection)
 
     running = connections.running(found.connection_file(settings.cluster_id))
     if running is not None and chosen in (None, running.backend):
+        _warn_of_unused(options)
         return lease(_connect(running), running)
 
     own = embedded.find(str(found.path), settings.cluster_id, chosen)
@@ -180,7 +184,7 @@ def acquire(
         if ambient is not None:
             return lease(ambient)
     if running is not None:
-        get_logger().warning(
+        log.warning(
             "Starting an embedded %s cluster: the cluster that runs for profile %r is on %s.",
             chosen,
             found.name,
@@ -204,7 +208,18 @@ def acquire(
         at_least=0 if n is None else settings.engines,  # as it is understood
         timeout=settings.start_timeout,
     )
+    _warn_of_unused([name for name, value in options.items() if share.options.get(name) != value])
     return lease(share.backend, share=share)
+
+
+def _warn_of_unused(options: Iterable[str]) -> None:
+    """Say of options that they come too late: the cluster was started with others."""
+    if options := list(options):
+        log.warning(
+            "Not used, as they are for a cluster that is started, and this one runs already: %s."
+            " Client.shutdown(hub=True) ends it.",
+            ", ".join(options),
+        )
 
 
 def _check_options(options: Mapping[str, Any], names: Sequence[str]) -> None:

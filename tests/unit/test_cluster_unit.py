@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -211,6 +212,17 @@ def until(condition: Any) -> None:
     raise AssertionError("not in time")
 
 
+@contextmanager
+def shown_as_in_a_script() -> Iterator[None]:
+    """Warnings go to stderr, as nobody has set up logging."""
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+
+
 def test_the_fake_says_why_a_backend_is_missing() -> None:
     with pytest.raises(BackendError, match="pip install what-is-missing"):
         backends.get("missing")
@@ -354,6 +366,16 @@ class TestEmbedded:
         acquire(profile="p", n=1, b=2)
         assert provider.launched[0].spec.options == {"a": 1, "b": 2}
 
+    def test_options_that_come_too_late_are_warned_of(
+        self, provider: FakeProvider, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with shown_as_in_a_script():
+            acquire(n=1, a=1, b=2)
+            acquire(n=1, a=1, b=2)
+            assert capsys.readouterr().err == ""
+            acquire(a=1, b=3)
+            assert "runs already: b." in capsys.readouterr().err
+
     def test_an_unknown_option_is_refused(self, provider: FakeProvider) -> None:
         message = r"unexpected keyword argument 'securty'\. Did you mean 'security'\?"
         for target in (None, "fake://0"):
@@ -439,6 +461,19 @@ class TestFinding:
     def test_a_chosen_backend_is_the_only_one_asked(self) -> None:
         with pytest.raises(BackendError, match=r"^the 'missing' backend needs no_such_module"):
             acquire("fake://0", backend="missing")
+
+    def test_engines_and_options_that_are_not_had_are_warned_of(
+        self, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.clear()
+        for given in ({"profile": "p"}, {"connection_info": cluster.cluster_file}):
+            with Client(**given, n=2):
+                assert not caplog.records
+            with Client(**given, n=3, a=1):
+                first, second = (r.getMessage() for r in caplog.records)
+            assert "runs already: a." in first
+            assert second.startswith("3 engines were asked for, and the cluster that runs has 2;")
+            caplog.clear()
 
     def test_another_backend_than_asked_for(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
