@@ -83,9 +83,9 @@ def acquire(
     """Find or start the cluster that a client is to use.
 
     The first that applies: what ``connection_info`` or ``cluster`` says; the address that is
-    set (``PXCOMPAT_ADDRESS``); where nothing is said and this is an engine, the engine's own
-    cluster; the running cluster of the profile; an embedded cluster, shared by the clients of
-    this process.
+    set (``PXCOMPAT_ADDRESS``), unless a ``cluster_id`` is given; where nothing is said and this
+    is an engine, the engine's own cluster; the running cluster of the profile; an embedded
+    cluster, shared by the clients of this process.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def acquire(
 
     if connection_info is None and cluster is not None:
         connection_info = cluster.connection.to_dict()
-    if connection_info is None and settings.address:
+    if connection_info is None and settings.address and not cluster_id:
         connection_info = settings.address
     anything = profile or profile_dir or ipython_dir or cluster_id or chosen or n
     if connection_info is None and not anything and (own_cluster := home()):

@@ -451,6 +451,9 @@ class TestFinding:
         assert provider.adopted == [("fake://0", {"n": None})]
         monkeypatch.setenv("PXCOMPAT_ADDRESS", cluster.cluster_file)
         assert acquire().profile == "p"
+        # what is asked for comes first
+        with pytest.raises(MissingConnectionFile, match="No cluster 'other'"):
+            acquire(cluster_id="other")
 
     def test_an_address_nobody_knows(self) -> None:
         with pytest.raises(BackendError, match=r"'what://x'.*fake does not.*what-is-missing"):
