@@ -157,6 +157,12 @@ class PxClusterApp(Application):
         handler.setFormatter(self.log.handlers[0].formatter)
         self.log.handlers = [handler]
 
+    def take_no_arguments(self) -> None:
+        """Refuse what is no flag: it may be meant for a profile, and is not taken for one."""
+        if self.extra_args:
+            named = ", ".join(map(repr, self.extra_args))
+            self.fail(f"There is nothing to say but flags, as --profile=NAME; not {named}", 2)
+
     def place(self) -> Profile:
         """The profile that the command is about."""
         place = profiles.find(
@@ -365,6 +371,7 @@ class PxClusterList(PxClusterApp):
     patience = 5.0
 
     def run(self) -> None:
+        self.take_no_arguments()
         chosen = self.profile or self.profile_dir or os.environ.get("PXCOMPAT_PROFILE")
         places = [self.place()] if chosen else profiles.all_profiles()
         for place in places:
@@ -432,6 +439,7 @@ class PxClusterClean(PxClusterApp):
     all_profiles = Bool(False, help="Clean every profile.", config=True)
 
     def run(self) -> None:
+        self.take_no_arguments()
         place = self.place()
         places = profiles.all_profiles() if self.all_profiles else [place]
         clean_cluster_files(

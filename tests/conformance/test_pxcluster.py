@@ -322,6 +322,11 @@ def test_bad_arguments(pxcluster: Command, arguments: list[str], said: str) -> N
         assert "There are: start, stop, engines, list, clean, create" in out
 
 
+@pytest.mark.parametrize("command", ["list", "clean"])
+def test_a_profile_is_named_by_its_flag(pxcluster: Command, command: str) -> None:
+    assert "--profile=NAME; not 'mine'" in pxcluster(command, "mine", code=2)[1]
+
+
 def test_a_start_that_fails_leaves_nothing(pxcluster: Command) -> None:
     pxcluster.environment["PXCOMPAT_START_TIMEOUT"] = "0.001"
     for more in ((), ("--daemonize",)):
