@@ -112,7 +112,7 @@ def acquire(
     SettingError
         On a bad setting.
     TypeError
-        For an option that no backend has.
+        For an option that no backend has, and a ``cluster`` that is of another kind.
     """
     found = profiles.find(profile, profile_dir=profile_dir, ipython_dir=ipython_dir)
     config = load_config(found)
@@ -138,6 +138,11 @@ def acquire(
         )
 
     if connection_info is None and cluster is not None:
+        if not hasattr(cluster, "connection"):
+            raise TypeError(
+                f"cluster= is for a Cluster of this package, not for a {type(cluster).__name__}: "
+                "a cluster of a backend's own is Client's first argument"
+            )
         connection_info = cluster.connection.to_dict()
     if connection_info is None and settings.address and not cluster_id:
         connection_info = settings.address

@@ -438,6 +438,10 @@ class TestFinding:
         assert lease.share is None
         assert lease.share is None
 
+    def test_another_kind_of_cluster_is_no_cluster(self, provider: FakeProvider) -> None:
+        with pytest.raises(TypeError, match=r"not for a SimpleNamespace: .* first argument"):
+            acquire(cluster=SimpleNamespace())  # type: ignore[arg-type]
+
     def test_by_native_object(self, provider: FakeProvider, cluster: Cluster) -> None:
         native = SimpleNamespace(cluster=provider.launched[0])
         acquire(native)
