@@ -530,6 +530,9 @@ def _stop_signals() -> Iterator[None]:
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
+        # Python ends a process by SIGINT, whatever its exit code, when one has come to a string
+        # that it executed (as modules that define named tuples have it do) and to none since
+        exec("")
 
 
 def _relay_signals(cluster: Cluster) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -1010,6 +1011,18 @@ class TestClusterConfiguration:
 
 
 class TestCommandLine:
+    def test_an_interrupt_that_is_seen_to_has_no_say_in_the_exit_code(self) -> None:
+        code = """if True:
+            import sys
+            from pxcompat.cluster.app import _stop_signals
+            try:
+                with _stop_signals():
+                    exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+            except KeyboardInterrupt:
+                sys.exit(3)
+        """
+        assert subprocess.run([sys.executable, "-c", code]).returncode == 3
+
     @pytest.mark.parametrize("n", [["-n", "4"], ["-n=4"], ["--n", "4"], ["--n=4"]])
     def test_engines(self, n: list[str]) -> None:
         app = PxClusterStart()
