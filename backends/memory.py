@@ -147,14 +147,19 @@ def take(length: int, *, again: bool = True) -> Memory:
         return Memory(length).begin()
     if len(_in_use) >= MOST:
         raise OSError(errno.EMFILE, "as many descriptors are open as may be")
-    again = again and _can_tell()
-    with _lock:
-        _look()
-        memory = (_fitting(length) if again else None) or Memory(length)
-        memory.again = again
-        _in_use[memory.fd] = memory.length
-        if again:
+    # not waited for: in a signal handler it may be held by what that has interrupted
+    if again and _can_tell() and _lock.acquire(blocking=False):
+        try:
+            _look()
+            memory = _fitting(length) or Memory(length)
+            memory.again = True
+            _in_use[memory.fd] = memory.length
             _keep()
+        finally:
+            _lock.release()
+    else:
+        memory = Memory(length)
+        _in_use[memory.fd] = memory.length
     return memory.begin()
 
 

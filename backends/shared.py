@@ -17,6 +17,7 @@ import os
 import weakref
 from typing import Any
 
+from pxcompat.engine.interrupts import uninterrupted
 from pxcompat.engine.records import copied
 from pxcompat.protocol import Frames
 
@@ -52,8 +53,9 @@ class SharedFrames:
         self.sizes = [view.nbytes for view in views]
         self.nbytes = sum(self.sizes)
         offsets = _offsets(self.sizes)
-        self._memory = take(offsets.pop(), again=again)
-        weakref.finalize(self, self._memory.give_back)
+        with uninterrupted():  # or nobody would give it back
+            self._memory = take(offsets.pop(), again=again)
+            weakref.finalize(self, self._memory.give_back)
         for view, offset in zip(views, offsets, strict=True):
             self._memory.write(view, offset)
 

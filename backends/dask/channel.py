@@ -59,7 +59,7 @@ class Channel:
         self._outgoing: deque[tuple[Message, Callable[[], None] | None]] = deque()
         self._wake = asyncio.Event()
         #: Held where it is decided who writes: the loop, while it has something to write, or
-        #: whoever sends.  The garbage collector may come by meanwhile, and send.
+        #: whoever sends.  The garbage collector, or a signal handler, may come and send.
         self._turn = threading.RLock()
         self._loop_writes = False
         #: messages in the loop's latest write
@@ -68,6 +68,8 @@ class Channel:
         self._heard = True
         self._passed = 0.0
         self._shortcut = Shortcut.of(comm)
+        #: whether one is being written so: who comes by meanwhile would wait for itself
+        self._passing = False
         self._room = Event()
         self.closed = asyncio.Event()
         # frames are not for Dask to look into, nor worth a thread to pass them on
@@ -120,13 +122,17 @@ class Channel:
 
     def _pass(self, message: Message) -> bool:
         """Write a message past the loop, unless it has others to write, or many have come."""
-        if self._shortcut is None or self._loop_writes or self._written > FEW:
+        if self._shortcut is None or self._loop_writes or self._passing or self._written > FEW:
             return False
         now = time.monotonic()
         if not (self._heard or now - self._passed > GATHER):
             return False
         self._heard, self._passed = False, now
-        passed = self._shortcut.write(message)
+        self._passing = True
+        try:
+            passed = self._shortcut.write(message)
+        finally:
+            self._passing = False
         if passed and self._shortcut.rest:
             self._have_loop_write()
         return passed

@@ -100,7 +100,7 @@ class RayBackend:
         #: whether results are to come as bytes: Ray Client knows no buffers
         self.in_band = False
         self.registry: Any = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._peers: dict[str, Peer] = {}
         self._met = Condition()
         self._outputs = Outputs()

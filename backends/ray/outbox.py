@@ -42,7 +42,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._seconds: OrderedDict[str, float] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def note(self, name: str, reply: Reply) -> None:
         """A request of this name has its reply."""
@@ -118,6 +118,7 @@ class Outbox:
         #: held while requests leave, so that they do in order
         self._lock = threading.RLock()
         self._under_way = 0
+        self._leaving = False
         self.due: float | None = None
 
     def add(self, requests: list[Request]) -> bool:
@@ -151,10 +152,16 @@ class Outbox:
 
     def _flush(self) -> None:
         self.due = None
-        while self._waiting:
-            call = self._next()
-            self._under_way += 1
-            self._leave(call)
+        if self._leaving:  # a signal handler came by: its requests leave after those before them
+            return
+        self._leaving = True
+        try:
+            while self._waiting:
+                call = self._next()
+                self._under_way += 1
+                self._leave(call)
+        finally:
+            self._leaving = False
 
     def _next(self) -> Call:
         first = self._waiting.popleft()

@@ -116,7 +116,8 @@ class Peer:
         self.deadline: float | None = None
         self._handle = handle
         self._backend = backend
-        self._lock = threading.Lock()
+        #: a signal handler may come by while it is held, and send
+        self._lock = threading.RLock()
         #: its actor's methods, by what they are called and what a dashboard is to show
         self._methods: dict[tuple[str, str], Any] = {}
         #: what of that which was sent it knows of before it comes

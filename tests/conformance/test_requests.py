@@ -318,6 +318,32 @@ def test_interrupts_in_the_midst_of_sending_leave_nothing_half_done(rc: ipp.Clie
     assert not rc.outstanding
 
 
+def test_a_signal_handler_may_send_in_the_midst_of_sending(rc: ipp.Client) -> None:
+    direct, large = rc[:], bytearray(1 << 20)
+    handled: list[ipp.AsyncResult] = []
+    busy = False
+
+    def send(signum: int, frame: object) -> None:
+        nonlocal busy
+        if not busy:  # one at a time
+            busy = True
+            handled.append(direct.push({"b": large}, block=False))
+            busy = False
+
+    before = signal.signal(signal.SIGALRM, send)
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+    try:
+        while len(handled) < 200:
+            direct.push({"a": large}, block=True)
+            assert direct.apply_sync(abs, -1) == [1] * len(rc)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    for ar in handled:
+        ar.get(PATIENCE)
+    assert direct["len(a) + len(b)"] == [2 << 20] * len(rc)
+
+
 @ipp.interactive
 def interrupt(first: bool, client: int, gate: str) -> int:
     """Interrupt the client as soon as this runs, be the client still sending; then hold."""

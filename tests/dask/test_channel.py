@@ -12,6 +12,7 @@ from typing import Any
 
 from distributed.comm import connect, listen
 from distributed.comm.core import Comm
+from tornado.iostream import IOStream
 
 from pxcompat.backends.dask import shortcut
 from pxcompat.backends.dask.channel import Channel
@@ -162,3 +163,27 @@ async def test_what_a_finalizer_sends_while_a_message_is_written_arrives(monkeyp
         )
         thread.start()
         assert await numbers(other, "finalizer's") == [1, "finalizer's"]
+
+
+async def test_what_a_signal_handler_sends_while_a_message_is_written_arrives(
+    monkeypatch: Any,
+) -> None:
+    monkeypatch.setattr("pxcompat.backends.dask.channel.GATHER", 0)
+    handler: list[Any] = []
+    write = IOStream.write_to_fd
+
+    def interrupted(stream: IOStream, data: memoryview) -> int:
+        if handler:
+            handler.pop()()
+        return int(write(stream, data))
+
+    monkeypatch.setattr(IOStream, "write_to_fd", interrupted)
+    async with channel_and_other_side() as (channel, other):
+        handler.append(lambda: channel.send(("number", "handler's"), here=True))
+        thread = threading.Thread(
+            target=channel.send, args=[("number", 1)], kwargs={"here": True}, daemon=True
+        )
+        thread.start()
+        await asyncio.to_thread(thread.join, 60)
+        assert not thread.is_alive()
+        assert await numbers(other, "handler's") == [1, "handler's"]

@@ -59,6 +59,17 @@ def test_an_idle_engine_has_its_request_at_once(outbox, calls):
     assert ids(calls) == [[0]] and outbox.due is None
 
 
+def test_what_a_signal_handler_sends_meanwhile_leaves_after_what_waits(pace, calls):
+    def leave(call: Call) -> None:
+        if [r.msg_id for r in call.requests] == ["c_0"]:
+            outbox.add([request(2)])
+        calls.append(call)
+
+    outbox = Outbox(pace, leave)
+    outbox.add([request(0), request(1)])
+    assert ids(calls) == [[0], [1], [2]]
+
+
 def test_short_ones_that_wait_share_a_call(outbox, calls, pace):
     known(pace, "short", 0.0001)
     busy(outbox, calls)

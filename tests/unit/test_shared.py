@@ -260,6 +260,15 @@ def test_nothing_is_kept_where_the_system_cannot_tell(
     assert shared_descriptors() <= before and not memory._spare
 
 
+def test_a_signal_handler_waits_for_nothing(none_spare: None) -> None:
+    with memory._lock:  # what it has interrupted
+        frames = handed_over(b"y")
+    assert bytes(frames.frames()[1]) == b"y" * LEAST
+    before = shared_descriptors()
+    del frames
+    assert len(before - shared_descriptors()) == 1  # it is not kept
+
+
 def test_a_result_is_not_kept_twice(none_spare: None) -> None:
     frames: Any = kept([b"pickle", BIG])
     assert frames.shared is not None
