@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import socket
 import sys
 import threading
@@ -605,6 +606,20 @@ def _close_all() -> None:
         _open_clients.clear()
     for client in clients:
         client.close()
+
+
+def _forked() -> None:
+    """In a process that forked off: clients, and their connections, are its parent's."""
+    global _open_lock
+    _open_lock = threading.Lock()
+    for client in list(_open_clients):
+        client._closed = True
+        client._finalizer.detach()
+    _open_clients.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _collected(backend: Any, balancer: Balancer) -> None:

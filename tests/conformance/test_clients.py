@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -172,6 +173,19 @@ def test_a_client_that_is_dropped_closes_itself(rc: ipp.Client, cluster: Any) ->
     gc.collect()
     wait_until(lambda: shell_free() is None)
     wait_until(lambda: backend._closed)
+
+
+def test_a_process_that_forked_off_has_no_client(rc: ipp.Client) -> None:
+    if not (pid := os.fork()):
+        try:
+            rc[:].push({"a": 1}, block=False)
+        except error.EngineError:
+            rc.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert rc[:].apply_async(abs, -1).get(PATIENCE) == [1] * len(rc)
 
 
 def test_ten_threads_use_one_client(rc: ipp.Client) -> None:
