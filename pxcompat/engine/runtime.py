@@ -13,12 +13,13 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import serialize
 from ..protocol import Frames, Reply, Request
@@ -299,6 +300,7 @@ class Engine:
         self.shell.output = output
         reply = Reply(request.msg_id, "ok", self.key)
         failure: BaseException | None = None
+        process = os.getpid()
         try:
             self.let_in(interrupts=True)
             if request.kind == "apply":
@@ -310,6 +312,8 @@ class Engine:
             # again: an interrupt may come as late as above, in place of the result
             self.let_in(interrupts=False)
             failure = error
+        if os.getpid() != process:
+            _end_of_fork(failure)
         if failure is not None:
             reply.status = "error"
             reply.result = None
@@ -435,3 +439,18 @@ class Engine:
             "host": socket.gethostname(),
             "own_process": self.own_process,
         }
+
+
+def _end_of_fork(failure: BaseException | None) -> NoReturn:
+    """End a process that a request forked off, and that has come to the request's end.
+
+    Else it went on as the engine, by the connections that it shares with the engine itself.
+    """
+    code: Any = 0
+    if isinstance(failure, SystemExit):
+        code = failure.code or 0
+    elif failure is not None:
+        code = 1
+        with contextlib.suppress(Exception), open(2, "w", closefd=False) as stderr:
+            traceback.print_exception(failure, file=stderr)
+    os._exit(code & 0xFF if isinstance(code, int) else 1)

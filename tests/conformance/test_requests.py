@@ -234,6 +234,28 @@ def test_code_runs_on_the_main_thread(rc: ipp.Client) -> None:
     assert all(rc.load_balanced_view().map_sync(lambda _: on_main(), range(4)))
 
 
+@pytest.mark.parametrize(
+    ("ending", "code"), [("pass", 0), ("1 / 0", 1), ("raise SystemExit(3)", 3)]
+)
+@pytest.mark.parametrize("call", [True, False], ids=["call", "cell"])
+def test_a_process_that_a_request_forks_off_ends_with_it(
+    e0: ipp.DirectView, ending: str, code: int, call: bool
+) -> None:
+    @ipp.interactive
+    def fork() -> None:
+        import os
+
+        if not (pid := os.fork()):
+            exec(ending)
+        else:
+            globals()["status"] = os.waitpid(pid, 0)[1]
+
+    e0.push({"fork": fork})
+    ar = e0.apply_async(fork) if call else e0.execute("fork()", block=False)
+    ar.get(PATIENCE)
+    assert os.waitstatus_to_exitcode(e0["status"]) == code
+
+
 def test_engines_have_the_priority_of_their_client(rc: ipp.Client) -> None:
     assert rc[:].apply_sync(os.nice, 0) == [os.nice(0)] * len(rc)
 
