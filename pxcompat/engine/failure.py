@@ -48,7 +48,7 @@ def describe_failure(
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # a user's __str__ may fail; that must not hide the error
+    except BaseException:  # a user's __str__ may fail; that must not hide the error
         return f"<{type(error).__name__} whose str() fails>"
 
 
@@ -73,7 +73,7 @@ def _render(error: BaseException, shell: EngineShell) -> list[str]:
     try:
         stb = shell.InteractiveTB.structured_traceback(type(error), error, tb)
         return list(stb)
-    except Exception:  # a traceback that IPython cannot draw is drawn plainly
+    except BaseException:  # a traceback that IPython cannot draw is drawn plainly
         return "".join(traceback.format_exception(type(error), error, tb)).splitlines()
 
 

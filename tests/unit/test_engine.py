@@ -202,9 +202,10 @@ def test_no_hint_where_none_is_needed(on):
     assert "install no_such_module where the engines run" in missing["evalue"]
 
 
-def test_an_error_whose_str_fails(on):
-    code = "class Bad(Exception):\n    def __str__(self): return 1 / 0\ndef f(): raise Bad"
-    on.execute(code.partition("def f")[0])
+@pytest.mark.parametrize("failure", ["1 / 0", "exit(1)"])
+def test_an_error_whose_str_fails(on, failure):
+    on.execute(f"from sys import exit\nclass Bad(Exception):\n    def __str__(self): {failure}\n")
+    assert on.error(on.execute("raise Bad"))
     assert "whose str() fails" in on.error(on.apply("def f(): raise Bad"))["evalue"]
 
 
