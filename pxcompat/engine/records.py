@@ -117,6 +117,8 @@ class Record:
                 said[event.content["name"]] += event.content["text"]
             elif event.type in said:
                 said[event.type] = event.content
+        if reply and status == "error":
+            said["error"] = reply.content  # of a call, too, whose error is no output
         return {
             "msg_id": request.msg_id,
             "header": {

@@ -36,10 +36,12 @@ def test_what_a_record_says(rc: ipp.Client) -> None:
     view.set_flags(label="mine")
     well = view.execute("print('said')\n6 * 7", silent=False)
     badly = view.execute("1 / 0", silent=False)
-    for ar in (well, badly):
+    called = view.apply_async(lambda: 1 / 0)
+    for ar in (well, badly, called):
         ar.wait_for_output(PATIENCE)
-    wait_until(lambda: badly.msg_ids[0] in rc.hub_history())
-    record, failed = rc.db_query({"msg_id": {"$in": well.msg_ids + badly.msg_ids}})
+    ids = well.msg_ids + badly.msg_ids + called.msg_ids
+    wait_until(lambda: ids[-1] in rc.hub_history())
+    record, failed, call = rc.db_query({"msg_id": {"$in": ids}})
     assert record["execute_input"] == "print('said')\n6 * 7"
     assert record["execute_result"]["data"]["text/plain"] == "42"
     assert (record["stdout"], record["label"]) == ("said\n", "mine")
@@ -47,6 +49,7 @@ def test_what_a_record_says(rc: ipp.Client) -> None:
     assert record["submitted"] <= record["started"] <= record["received"]
     assert record["result_header"]["msg_type"] == "execute_reply"
     assert (failed["execute_result"], failed["error"]["ename"]) == (None, "ZeroDivisionError")
+    assert call["error"]["ename"] == "ZeroDivisionError"
 
 
 def test_queue_status(rc: ipp.Client, tmp_path: Any) -> None:
