@@ -59,11 +59,12 @@ class Map:
         return self.concatenate(listOfPartitions)
 
     def concatenate(self, listOfPartitions: Sequence[Any]) -> Any:
-        """The parts end to end.  Values among lists (``scatter(flatten=True)``) are items."""
+        """The parts end to end.  Values behind a list (``scatter(flatten=True)``) are items;
+        what the first part is says whether they are parts at all."""
         first = listOfPartitions[0]
         if is_array(first) and first.ndim:
             return sys.modules["numpy"].concatenate(listOfPartitions, dtype=_kind(listOfPartitions))
-        if not any(isinstance(part, (list, tuple)) for part in listOfPartitions):
+        if not isinstance(first, (list, tuple)):
             return listOfPartitions
         return [item for part in listOfPartitions for item in _items(part)]
 
@@ -98,7 +99,7 @@ class RoundRobinMap(Map):
         first = listOfPartitions[0]
         if is_array(first) and first.ndim:
             return self.flatten_array(listOfPartitions)
-        if any(isinstance(part, (list, tuple)) for part in listOfPartitions):
+        if isinstance(first, (list, tuple)):
             return self.flatten_list(listOfPartitions)
         return listOfPartitions
 

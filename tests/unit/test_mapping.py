@@ -76,8 +76,13 @@ def test_arrays_of_one_kind_stay_of_it():
 
 def test_parts_of_scatter_flatten_are_joined_though_some_are_items():
     assert Map().joinPartitions([[1, 2], 3]) == [1, 2, 3]
-    assert Map().joinPartitions([1, [2, 3]]) == [1, 2, 3]
     assert RoundRobinMap().joinPartitions([[1, 3], 2]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("mapping", [Map(), RoundRobinMap()])
+def test_values_are_left_as_they_are_though_some_are_lists(mapping):
+    for parts in ([1, [2], (3, 4)], [None, [2]], ["a", ["b"]]):
+        assert mapping.joinPartitions(parts) == parts
 
 
 def test_mappable():
