@@ -244,7 +244,8 @@ def make_shell(*, is_main: bool) -> EngineShell:
     ----------
     is_main : bool
         Whether it is the shell of its process: its namespace is then ``__main__``, it is
-        IPython's singleton, and ``input`` and ``getpass`` are replaced for everybody.
+        IPython's singleton, modules of the working directory can be imported, and ``input``
+        and ``getpass`` are replaced for everybody.
     """
     config = Config()
     config.HistoryManager.enabled = False
@@ -261,6 +262,8 @@ def make_shell(*, is_main: bool) -> EngineShell:
         # a class of its own: another engine's is not its singleton
         shell = type("EngineShell", (SharedShell,), {})(config=config, user_module=module)
     if is_main:
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # what is in the folder that `%cd` goes to can be imported
         builtins.input = _no_input  # type: ignore[assignment]
         getpass.getpass = _no_input
     return shell
