@@ -140,8 +140,10 @@ class OutputStreamer:
             with screen.aside() as stderr:
                 print(self._error_text(child, engine, content), file=stderr)
         elif kind == "execute_result":
+            # the request's own may be a later one by now
+            md = Metadata(child.metadata, execute_result=content)
             with screen.aside():
-                screen.result(ExecuteReply(child.msg_id, content, child.metadata))
+                screen.result(ExecuteReply(child.msg_id, content, md))
         elif kind == "clear_output":
             screen.clear(child, engine, wait=bool(content.get("wait")))
         elif kind in ("display_data", "update_display_data"):

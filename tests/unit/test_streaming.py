@@ -229,6 +229,22 @@ def test_a_stream_in_a_cell_grows_in_place(cell: Publisher) -> None:
     assert [update for _, _, update in cell.published].count(False) == 1
 
 
+def test_each_of_several_results_of_a_cell_is_shown(cell: Publisher) -> None:
+    a = Engine(0)
+    both_are_here = threading.Event()
+
+    def hold_back(text: str) -> None:
+        both_are_here.wait(5)
+
+    cell.then = hold_back
+    with streamed(a):
+        a.print("first\n")
+        for text in ("1", "2"):
+            a.say("execute_result", data={"text/plain": text}, metadata={}, execution_count=3)
+        both_are_here.set()
+    assert [text for text, _, _ in cell.published[-2:]] == ["Out[0:3]: 1", "Out[0:3]: 2"]
+
+
 def test_a_long_stream_is_shown_less_often(
     cell: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
