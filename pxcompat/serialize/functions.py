@@ -16,6 +16,7 @@ __all__ = [
     "is_constant",
     "is_importable",
     "is_interactive",
+    "new_code",
     "reduce_function",
 ]
 
@@ -41,6 +42,11 @@ def is_importable(obj: Any) -> bool:
     for part in obj.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is obj
+
+
+def new_code(filename: str, *args: Any) -> types.CodeType:
+    """The code object that ``args`` make, of that file."""
+    return types.CodeType(*args).replace(co_filename=filename)
 
 
 def _new_function(code: types.CodeType, module: str, n_free: int) -> types.FunctionType:

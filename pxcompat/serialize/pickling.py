@@ -34,6 +34,7 @@ from .functions import (
     is_constant,
     is_importable,
     is_interactive,
+    new_code,
     reduce_function,
 )
 
@@ -93,6 +94,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             token = uuid.uuid4().hex
             self._found[token] = obj
             return (resolve, (token,))
+        if type(obj) is types.CodeType:
+            # cloudpickle leaves out the file, where tracebacks and inspect find the source
+            _, args = self.dispatch_table[types.CodeType](obj)
+            return new_code, (obj.co_filename, *args)
         return self._reduce(obj)
 
     def _reduce(self, obj: Any) -> Any:

@@ -68,6 +68,14 @@ f = outer(10)
     assert (f.__module__, f.__annotations__) == ("__main__", {"return": int})
 
 
+@pytest.mark.parametrize("flavour", [serialize.use_pickle, serialize.use_cloudpickle])
+def test_code_is_still_of_its_file(flavour):
+    flavour()
+    f = sent(notebook("\ndef f(): return lambda: 1")["f"])
+    for code in (f.__code__, f().__code__):
+        assert (code.co_filename, code.co_firstlineno) == ("<notebook>", 2)
+
+
 def test_a_closure_may_hold_its_own_function():
     here = notebook(
         """
