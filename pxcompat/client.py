@@ -149,8 +149,8 @@ class Client(Work):
             log.setLevel(logging.DEBUG)
         connection_info = _legacy_arguments(connection_info, options)
         self._dispatcher = Dispatcher()
-        self._hub = Hub(self._dispatcher)
-        self._balancer = Balancer(self._dispatcher, self._hub)
+        self._questions = Hub(self._dispatcher)
+        self._balancer = Balancer(self._dispatcher, self._questions)
         self._futures = FuturesByID(self._dispatcher)
         lease = acquire(
             connection_info,
@@ -297,12 +297,16 @@ class Client(Work):
 
         Raises
         ------
+        EngineError
+            When this client is closed.
         BackendError
             With ``restart``, when engines of this cluster cannot be restarted from here
             (``Capabilities.restart_engines``).
         TimeoutError
             When they are not gone in 30 s, or not back in 60 s.
         """
+        if not hub or self._dispatcher.lost is None:  # else it has ended, as is wanted
+            self._check_open()
         block = self.block if block is None else block
         if restart:
             if hub:

@@ -33,9 +33,16 @@ class Engines:
     """The part of a Client that is about its engines."""
 
     block: bool
+    _closed: bool
     cluster: Cluster | None
     _dispatcher: Dispatcher
     _backend: Backend
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("this client is closed; make a new Client()")
+        if self._dispatcher.lost is not None:
+            raise EngineError(f"{self._dispatcher.lost}; make a new Client()")
 
     @property
     def ids(self) -> list[int]:
@@ -228,6 +235,7 @@ class Engines:
         """
         number = signals.Signals[sig].value if isinstance(sig, str) else int(sig)
         block = self.block if block is None else block
+        self._check_open()
         sent = [self._backend.signal(key, number) for key in self._build_targets(targets)[0]]
         return self._all(sent, block)
 

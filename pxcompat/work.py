@@ -14,7 +14,7 @@ from .dispatch import Dispatcher
 from .engine import calls
 from .engine.interrupts import uninterrupted
 from .engines import Engines
-from .error import EngineError, collect_exceptions
+from .error import collect_exceptions
 from .futures import MessageFuture, Metadata
 from .hub import Hub
 from .protocol import Request
@@ -28,16 +28,15 @@ Jobs = Any  # int, str, AsyncResult, or an iterable of them
 class Work(Engines):
     """The part of a Client that is about its requests."""
 
-    _closed: bool
-    _hub: Hub
+    _questions: Hub
     _balancer: Balancer
     _futures: Mapping[str, MessageFuture]
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EngineError("this client is closed; make a new Client()")
-        if self._dispatcher.lost is not None:
-            raise EngineError(f"{self._dispatcher.lost}; make a new Client()")
+    @property
+    def _hub(self) -> Hub:
+        """For questions to the engines, which only a client that is connected has."""
+        self._check_open()
+        return self._questions
 
     # -- requests under way --------------------------------------------------------
 

@@ -164,6 +164,29 @@ def test_a_closed_client_leaves_nothing(rc: ipp.Client, cluster: Any) -> None:
         other[:].apply_sync(lambda: 1)
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda rc: rc.queue_status(),
+        lambda rc: rc.hub_history(),
+        lambda rc: rc.db_query({}),
+        lambda rc: rc.get_result("unknown"),
+        lambda rc: rc.resubmit(["unknown"]),
+        lambda rc: rc.purge_hub_results("all"),
+        lambda rc: rc[rc.ids[0]].apply_async(abs, -1),
+        lambda rc: rc.send_signal("SIGINT", block=True),
+        lambda rc: rc.shutdown(targets=rc.ids[0]),
+        lambda rc: rc.shutdown(hub=True),
+    ],
+)
+def test_a_closed_client_says_so(rc: ipp.Client, cluster: Any, question: Any) -> None:
+    other = cluster.connect_client_sync()
+    other.close()
+    with pytest.raises(error.EngineError, match="client is closed"):
+        question(other)
+    assert rc[:].apply_async(abs, -1).get(PATIENCE) == [1] * len(rc)
+
+
 def test_a_client_that_is_dropped_closes_itself(rc: ipp.Client, cluster: Any) -> None:
     other = cluster.connect_client_sync()
     other[:].apply_sync(lambda: 1)
