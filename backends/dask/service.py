@@ -270,7 +270,7 @@ class Service:
                 self.engine.submit(request, origin)
                 return None
             if request.kind == "apply" and None in (request.function, request.arguments):
-                gone = LookupError("the memory that it was in is gone")
+                gone = LookupError("the memory that it was in is gone, or finds no room here")
                 peer.reply(self.unresolved(request, gone))
                 return None
             if isinstance(request.function, Blob) or isinstance(request.arguments, Blob):
