@@ -70,7 +70,7 @@ class Watch:
             timer = threading.Timer(timeout, self._expire)
             timer.daemon = True
             timer.start()
-            Countdown(result._children, timer.cancel)
+            Countdown(result._children, threading.Timer.cancel, timer)
 
     def late(self) -> CellTimeout | None:
         """What to raise when the time was up before the engines had finished."""

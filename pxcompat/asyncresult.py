@@ -79,7 +79,6 @@ class AsyncResult(RequestInfo):
         When ``client`` does not know a msg_id.
     """
 
-    msg_ids: list[str]
     owner: bool
 
     def __init__(
@@ -98,25 +97,25 @@ class AsyncResult(RequestInfo):
             children = [children]
         self._client = client
         self._children = [known(client, c) if isinstance(c, str) else c for c in children]
-        self.msg_ids = [child.msg_id for child in self._children]
-        self._metadata = [child.metadata for child in self._children]
         self._fname = fname
         self._targets = targets
         self.owner = owner
         self._return_exceptions = return_exceptions
         self._chunk_sizes = dict(chunk_sizes or {})
-        self._lock = threading.RLock()
+        # of one request that one's, which whoever loads its result takes anyway
+        self._lock = self._children[0]._lock if len(self._children) == 1 else threading.RLock()
         self._loaded: tuple[Any, BaseException | None] | None = None
         self._cancelling = False
         self._output_event = Latch()
-        Countdown(self._children, self._complete)
-        Countdown([self, *(child.output_latch for child in self._children)], self._complete_output)
+        Countdown(self._children, AsyncResult._complete, self)
+        latches = [self, *(child.output_latch for child in self._children)]
+        Countdown(latches, AsyncResult._complete_output, self)
 
     def _complete(self) -> None:
         """All children are done.  Runs in the thread that receives replies: unpickles nothing."""
         if self.owner:
-            for msg_id in self.msg_ids:
-                self._client.results.pop(msg_id, None)
+            for child in self._children:
+                self._client.results.pop(child.msg_id, None)
         failure = self._error_in(self._children, reply_error_of)
         # it may have been cancelled in the meantime
         with suppress(InvalidStateError):
@@ -127,8 +126,8 @@ class AsyncResult(RequestInfo):
 
     def _complete_output(self) -> None:
         if self.owner:
-            for msg_id in self.msg_ids:
-                self._client.metadata.pop(msg_id, None)
+            for child in self._children:
+                self._client.metadata.pop(child.msg_id, None)
         self._output_event.set()
 
     # -- from replies to a result ------------------------------------------------

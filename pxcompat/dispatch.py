@@ -157,8 +157,8 @@ class Dispatcher:
             submitted=_datetime(now),
             engine_uuid=key,
             engine_id=info.id if info else None,
-            after=header.get("after", []),
-            follow=header.get("follow", []),
+            after=header.get("after"),
+            follow=header.get("follow"),
             label=header.get("label"),
         )
         future = MessageFuture(msg_id, method=kind, metadata=metadata)
@@ -499,6 +499,8 @@ class Dispatcher:
         with self.lock:
             if self.outstanding.pop(msg_id, None) is None:
                 return  # somebody was faster
+            if future.metadata["after"] is None:  # as ipyparallel has them of what has ended
+                future.metadata.update(after=[], follow=[])
             for where in {key, future.metadata["engine_uuid"]}:
                 if where in self.by_engine:
                     self.by_engine[where].discard(msg_id)

@@ -71,7 +71,7 @@ class Scattering:
             for key, frames in zip(self._keys, arguments, strict=True)
         ]
         # before anybody else is told of the end
-        Countdown(self._futures, self._settle)
+        Countdown(self._futures, type(self)._settle, self)
         return self._futures
 
     def _settle(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any
 
 from .display import show_outputs
@@ -24,13 +25,24 @@ class RequestInfo(OwnFuture[Any]):
     """
 
     _children: list[MessageFuture]
-    _metadata: list[Metadata]
     _targets: Sequence[int] | None
     _chunk_sizes: dict[str, int]
     #: whether there is one request, whose metadata come bare instead of in a list
     _single_result: bool
     #: set when all output has arrived and a client that is told to has forgotten the requests
     _output_event: Latch
+
+    # made when somebody looks: of many that are outstanding each object counts, in memory and in
+    # the garbage collector's time
+
+    @cached_property
+    def msg_ids(self) -> list[str]:
+        """The requests' ids."""
+        return [child.msg_id for child in self._children]
+
+    @cached_property
+    def _metadata(self) -> list[Metadata]:
+        return [child.metadata for child in self._children]
 
     def __len__(self) -> int:
         """Number of tasks: items of a map, else requests."""

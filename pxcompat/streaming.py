@@ -85,7 +85,7 @@ class OutputStreamer:
     def show_until_done(self) -> None:
         """Begin, and end by itself when all output has been shown; does not wait for it."""
         self.__enter__()
-        Countdown([child.output_latch for child, _ in self._requests], self._stop)
+        Countdown([child.output_latch for child, _ in self._requests], type(self)._stop, self)
 
     def _stop(self) -> None:
         for stop in self._stops:

@@ -16,7 +16,7 @@ from concurrent.futures import (
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from .engine import engine_of_thread
 from .engine.interrupts import Event, OwnFuture
@@ -24,6 +24,9 @@ from .engine.nested import help_until
 from .futures import Latch, MessageFuture
 
 __all__ = ["Countdown", "Items", "SendTracker", "seconds", "wait_for"]
+
+
+T = TypeVar("T")
 
 
 def seconds(timeout: float | None) -> float | None:
@@ -66,21 +69,26 @@ def _set(event: Future[None], _: object) -> None:
 
 
 class Countdown:
-    """Calls ``then`` once, when the last of some futures is done, in the thread that ends it.
+    """Calls ``then(about)`` once, when the last of some futures is done, in the thread that ends
+    it.
 
     What it calls is let go afterwards, so that a finished future, which keeps its
     callbacks, does not keep alive whoever waited for it.
     """
 
-    __slots__ = ("_left", "_then")
+    __slots__ = ("_about", "_left", "_then")
 
     #: of all of them: see :class:`Latch`
     _lock = threading.RLock()
 
-    def __init__(self, futures: Sequence[Future[Any] | Latch], then: Callable[[], None]) -> None:
+    def __init__(
+        self, futures: Sequence[Future[Any] | Latch], then: Callable[[T], object], about: T
+    ) -> None:
         # one more than there are: the last step is taken below, so none can be too early
         self._left = len(futures) + 1
-        self._then: Callable[[], None] | None = then
+        # apart, as a bound method would be one object more for each request
+        self._then: Callable[[Any], object] = then
+        self._about: Any = about
         for future in futures:
             future.add_done_callback(self)
         self()
@@ -91,9 +99,9 @@ class Countdown:
             self._left -= 1
             if self._left:
                 return
-            then, self._then = self._then, None
-        if then is not None:
-            then()
+            about, self._about = self._about, None
+        if about is not None:
+            self._then(about)
 
 
 class SendTracker:
@@ -101,7 +109,7 @@ class SendTracker:
 
     def __init__(self, children: Sequence[MessageFuture]) -> None:
         self.event = Event()
-        Countdown([child.sent_latch for child in children], self.event.set)
+        Countdown([child.sent_latch for child in children], Event.set, self.event)
 
     @property
     def done(self) -> bool:
