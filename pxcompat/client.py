@@ -191,7 +191,7 @@ class Client(Work):
         elif n is not None and len(self) < int(n):
             log.warning(
                 "%s engines were asked for, and the cluster that runs has %d; clients do not add"
-                " any to it, `pxcluster engines` and Cluster.start_engines() do",
+                " any: whoever started it does (`pxcluster engines`, Cluster.start_engines())",
                 n,
                 len(self),
             )
