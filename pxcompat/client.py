@@ -39,8 +39,6 @@ from .work import FuturesByID, Work
 
 if TYPE_CHECKING:
     from .cluster import Cluster
-    from .cluster.embedded import Share
-    from .cluster.lease import Lease
 
 __all__ = ["Client", "ExecuteReply", "Metadata"]
 
@@ -187,7 +185,7 @@ class Client(Work):
         with _open_lock:
             _open_clients.add(self)
         if lease.share is not None:
-            self._complete(lease, lease.share)
+            lease.share.complete(self, lease.start_timeout, progress=lease.progress)
         elif n is not None and len(self) < int(n):
             log.warning(
                 "%s engines were asked for, and the cluster that runs has %d; clients do not add"
@@ -200,27 +198,6 @@ class Client(Work):
             engines = "1 engine" if count == 1 else f"{count} engines"
             _tell(f"{engines} on {self._backend.name}; dashboard: {self.dashboard_link}")
         self._activate_in_ipython()
-
-    def _complete(self, lease: Lease, share: Share) -> None:
-        """Start the engines of an embedded cluster that are missing, and wait for all."""
-        from .cluster.launcher import result
-
-        missing, expected = share.count(len(self))
-        try:
-            if missing:
-                starting = self._backend.start_engines(missing)
-                started = result(starting, "start engines", lease.start_timeout)
-                self._dispatcher.forget_stillborn(but=started)
-            if len(self) < expected:
-                self.wait_for_engines(
-                    expected, timeout=lease.start_timeout, interactive=lease.progress
-                )
-        except BaseException as error:
-            self.close()
-            if isinstance(error, Exception):  # after a Ctrl-C they may come
-                share.failed()
-            raise
-        share.came(len(self))
 
     def _activate_in_ipython(self) -> None:
         """Provide ``%px`` for this client's engines, unless an open client does."""

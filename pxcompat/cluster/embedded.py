@@ -12,9 +12,12 @@ import atexit
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..protocol import Backend, Launched, LaunchSpec, Provider
+
+if TYPE_CHECKING:
+    from ..client import Client
 
 __all__ = ["Key", "Share", "find", "take"]
 
@@ -69,6 +72,26 @@ class Share:
         self.backend = backend
         self.fresh = fresh
         self.options = shared.options
+
+    def complete(self, client: Client, timeout: float, *, progress: bool) -> None:
+        """Start the engines that are missing, by the client, and wait for all, each for so many
+        seconds; a client to which they do not come is closed."""
+        from .launcher import result
+
+        missing, expected = self.count(len(client))
+        try:
+            if missing:
+                starting = self.backend.start_engines(missing)
+                started = result(starting, "start engines", timeout)
+                client._dispatcher.forget_stillborn(but=started)
+            if len(client) < expected:
+                client.wait_for_engines(expected, timeout=timeout, interactive=progress)
+        except BaseException as error:
+            client.close()
+            if isinstance(error, Exception):  # after a Ctrl-C they may come
+                self.failed()
+            raise
+        self.came(len(client))
 
     def count(self, up: int) -> tuple[int, int]:
         """How many engines this client is to start, and how many there are then.
