@@ -106,10 +106,9 @@ class AsyncResult(RequestInfo):
         self._lock = self._children[0]._lock if len(self._children) == 1 else threading.RLock()
         self._loaded: tuple[Any, BaseException | None] | None = None
         self._cancelling = False
-        self._output_event = Latch()
         Countdown(self._children, AsyncResult._complete, self)
-        latches = [self, *(child.output_latch for child in self._children)]
-        Countdown(latches, AsyncResult._complete_output, self)
+        latches: list[AsyncResult | Latch] = [self, *(c.output_latch for c in self._children)]
+        self._output_event = Countdown(latches, AsyncResult._forget_metadata, self)
 
     def _complete(self) -> None:
         """All children are done.  Runs in the thread that receives replies: unpickles nothing."""
@@ -124,11 +123,11 @@ class AsyncResult(RequestInfo):
             else:
                 self.set_exception(failure)
 
-    def _complete_output(self) -> None:
+    def _forget_metadata(self) -> None:
+        """All output is there, and the result."""
         if self.owner:
             for child in self._children:
                 self._client.metadata.pop(child.msg_id, None)
-        self._output_event.set()
 
     # -- from replies to a result ------------------------------------------------
 
@@ -406,7 +405,7 @@ class AsyncResult(RequestInfo):
         return SendTracker(self._children)
 
     @property
-    def _sent_event(self) -> threading.Event:
+    def _sent_event(self) -> Latch:
         return self._tracker.event
 
     @property

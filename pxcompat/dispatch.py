@@ -13,14 +13,13 @@ import functools
 import itertools
 import logging
 import sys
-import threading
 import time
 import uuid
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
+from weakref import WeakValueDictionary
 
 from . import serialize
 from .bounded import BoundedDict, BoundedList
@@ -111,7 +110,8 @@ class Dispatcher:
     def __init__(self) -> None:
         self.session = uuid.uuid4().hex
         self.backend: Backend
-        self.lock = threading.RLock()
+        #: one for all of this, at which one waits for engines that come or go
+        self.lock = self.engines_changed = Condition()
         self.engines: dict[str, EngineInfo] = {}
         self.ids: dict[str, int] = {}
         self.outstanding: dict[str, MessageFuture] = {}
@@ -122,7 +122,6 @@ class Dispatcher:
         self.outcomes: BoundedDict[tuple[str, str | None]] = BoundedDict(MAX_OUTCOMES)
         #: balanced requests that were aborted before any engine had them
         self.unsent: BoundedDict[Request] = BoundedDict(MAX_RESULTS)
-        self.engines_changed = Condition(self.lock)
         self.engine_callbacks: list[EngineCallback] = []
         #: asked before a reply is final: True when it has been taken care of (a retry)
         self.intercept: Callable[[Reply], bool] = lambda reply: False
@@ -135,7 +134,7 @@ class Dispatcher:
         self.stillborn: dict[str, str] = {}
         self._awaited: dict[str, tuple[MessageFuture, int]] = {}
         #: those that somebody still has
-        self._ended: BoundedDict[weakref.ref[MessageFuture]] = BoundedDict(MAX_OUTCOMES)
+        self._ended: WeakValueDictionary[str, MessageFuture] = WeakValueDictionary()
         self._count = itertools.count()
 
     # -- sending -------------------------------------------------------------------
@@ -406,10 +405,9 @@ class Dispatcher:
             relay(event.content, self._tell_widget, context)
         if future is None:
             # of a thread that outlived its request: for whoever still looks at it
-            with self.lock:
-                ended = self._ended.get(msg_id)
-            if ended is not None and (future := ended()) is not None:
-                future.write_output(event, lambda metadata: _record(metadata, event))
+            ended = self._ended.get(msg_id)
+            if ended is not None:
+                ended.write_output(event, lambda metadata: _record(metadata, event))
             return
         if event.type == "error":
             event.content = self._with_id(event.content, future.metadata["engine_uuid"])
@@ -507,7 +505,7 @@ class Dispatcher:
             self.outcomes[msg_id] = status, key or future.metadata["engine_uuid"]
             # before the future is done: its AsyncResult may forget it again at once
             self.results.futures.put(msg_id, future, nbytes)
-            self._ended[msg_id] = weakref.ref(future)
+            self._ended[msg_id] = future
         future.held = None
         future.sent_latch.set()
         finish()

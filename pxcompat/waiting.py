@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from .engine import engine_of_thread
-from .engine.interrupts import Event, OwnFuture
+from .engine.interrupts import OwnFuture
 from .engine.nested import help_until
 from .futures import Latch, MessageFuture
 
@@ -68,9 +67,9 @@ def _set(event: Future[None], _: object) -> None:
         event.set_result(None)
 
 
-class Countdown:
-    """Calls ``then(about)`` once, when the last of some futures is done, in the thread that ends
-    it.
+class Countdown(Latch):
+    """A latch that is set when the last of some futures is done, in the thread that ends it, after
+    ``then(about)`` has been called there.
 
     What it calls is let go afterwards, so that a finished future, which keeps its
     callbacks, does not keep alive whoever waited for it.
@@ -78,17 +77,17 @@ class Countdown:
 
     __slots__ = ("_about", "_left", "_then")
 
-    #: of all of them: see :class:`Latch`
-    _lock = threading.RLock()
-
     def __init__(
-        self, futures: Sequence[Future[Any] | Latch], then: Callable[[T], object], about: T
+        self,
+        futures: Sequence[Future[Any] | Latch],
+        then: Callable[[Any], object] | None = None,
+        about: object = None,
     ) -> None:
+        super().__init__()
         # one more than there are: the last step is taken below, so none can be too early
         self._left = len(futures) + 1
         # apart, as a bound method would be one object more for each request
-        self._then: Callable[[Any], object] = then
-        self._about: Any = about
+        self._then, self._about = then, about
         for future in futures:
             future.add_done_callback(self)
         self()
@@ -99,17 +98,18 @@ class Countdown:
             self._left -= 1
             if self._left:
                 return
-            about, self._about = self._about, None
-        if about is not None:
-            self._then(about)
+            then, about = self._then, self._about
+            self._then = self._about = None
+        if then is not None:
+            then(about)
+        self.set()
 
 
 class SendTracker:
     """Whether a request's buffers may be changed again (``zmq.MessageTracker``'s part)."""
 
     def __init__(self, children: Sequence[MessageFuture]) -> None:
-        self.event = Event()
-        Countdown([child.sent_latch for child in children], Event.set, self.event)
+        self.event = Countdown([child.sent_latch for child in children])
 
     @property
     def done(self) -> bool:

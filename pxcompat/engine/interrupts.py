@@ -9,11 +9,10 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Collection, Iterator
+from _thread import RLock as _RLock
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 __all__ = [
     "Condition",
@@ -45,40 +44,47 @@ _at_the_end: list[Callable[[], None]] | None = None
 T = TypeVar("T")
 
 
-class Condition(threading.Condition):
-    """One that ``with`` takes and leaves in one step, and a lock alone until it is waited at.
+class Condition(_RLock):  # type: ignore[misc]  # it can be, though typeshed has it as final
+    """One that is its own lock, which ``with`` takes and leaves in one step.
 
     The standard library's own ``__enter__`` is Python code: an interrupt between its taking the
     lock and its return leaves the lock taken, and whoever wants it next waits for ever.
 
-    What it makes for those who wait, seven objects, would be most of what a request outstanding
-    costs, in memory and in the garbage collector's time; nobody waits at most of them.
+    There is no more to it until somebody waits.  What the standard library makes for those who do
+    would be most of what a request outstanding costs, in memory and in the garbage collector's
+    time; nobody waits at most of them.
     """
 
-    __enter__ = property(attrgetter("_lock.__enter__"))
-    __exit__ = property(attrgetter("_lock.__exit__"))
-    acquire = cached_property(attrgetter("_lock.acquire"))
-    release = cached_property(attrgetter("_lock.release"))
-
-    _waiters: Collection[Any] = ()
-
-    def __init__(self, lock: Any = None) -> None:
-        self._lock = threading.RLock() if lock is None else lock
+    #: while somebody waits
+    _waited: threading.Condition | None = None
 
     def wait(self, timeout: float | None = None) -> bool:
-        if "_waiters" not in vars(self):  # whoever waits has the lock
-            super().__init__(self._lock)
+        """As :meth:`threading.Condition.wait`."""
+        waited = self._waited
+        if waited is None:  # whoever waits has the lock
+            waited = self._waited = threading.Condition(self)
         try:
-            return super().wait(timeout)
+            return waited.wait(timeout)
         except BaseException:
             # one that comes just when the lock has been let go of is ahead of what takes it again
             if not self._is_owned():  # type: ignore[attr-defined]
                 self.acquire()
             raise
+        finally:
+            if not waited._waiters:  # type: ignore[attr-defined]
+                self._waited = None  # which has us: nothing may be left to the garbage collector
+
+    wait_for = threading.Condition.wait_for
 
     def notify(self, n: int = 1) -> None:
-        if self._waiters:
-            super().notify(n)
+        """As :meth:`threading.Condition.notify`."""
+        if self._waited is not None:
+            self._waited.notify(n)
+
+    def notify_all(self) -> None:
+        """As :meth:`threading.Condition.notify_all`."""
+        if self._waited is not None:
+            self._waited.notify_all()
 
 
 class OwnFuture(concurrent.futures.Future[T]):
@@ -86,7 +92,7 @@ class OwnFuture(concurrent.futures.Future[T]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._condition = Condition()
+        self._condition = Condition()  # type: ignore[assignment]
 
 
 class Event(threading.Event):
@@ -94,7 +100,7 @@ class Event(threading.Event):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cond = Condition(threading.Lock())
+        self._cond = Condition()
 
 
 @contextmanager
