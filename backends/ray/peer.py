@@ -57,6 +57,8 @@ class UnderWay(NamedTuple):
 
     Attributes
     ----------
+    requests
+        Those it runs.  Its arguments are Ray's now, and not kept twice.
     reply
         Reference to what it returns.
     apart
@@ -64,7 +66,7 @@ class UnderWay(NamedTuple):
     """
 
     peer: Peer
-    call: Call
+    requests: list[Request]
     reply: Any
     apart: Any
 
@@ -174,7 +176,7 @@ class Peer:
         """Call its actor; for its outbox, which is flushed while we are connected."""
         returned = self._method(call.method, call.name).remote(*call.arguments)
         reply, apart = (returned, None) if call.shared else returned
-        under_way = UnderWay(self, call, reply, apart)
+        under_way = UnderWay(self, call.requests, reply, apart)
         # where it is the only one, nothing else is to come from the engine before it
         if len(self.sent) > 1 or not self._backend.awaiting.take(under_way):
             under_way.follow()
@@ -256,7 +258,7 @@ class Peer:
     def returned(self, under_way: UnderWay, value: Any) -> None:
         """A call of its actor has returned this."""
         backend = self._backend
-        if under_way.call.shared:
+        if len(under_way.requests) > 1:
             replies = []
             for kind, *fields in pickle.loads(value):
                 if kind == "output":
@@ -288,7 +290,7 @@ class Peer:
 
     def failed(self, under_way: UnderWay, failure: BaseException) -> None:
         """A call of its actor has failed."""
-        self._failed(under_way.call, failure)
+        self._failed(under_way.requests, failure)
         self._returned()
         self._backend.returned(self)
 
@@ -296,13 +298,13 @@ class Peer:
         if self.outbox.returned():
             self.leave()
 
-    def _failed(self, call: Call, failure: BaseException) -> None:
+    def _failed(self, requests: Sequence[Request], failure: BaseException) -> None:
         """A call of its actor did not end as calls do."""
         with self._lock:
-            ids = [r.msg_id for r in call.requests if r.msg_id not in self.released]
+            ids = [r.msg_id for r in requests if r.msg_id not in self.released]
             left = [msg_id for msg_id in ids if self.sent.pop(msg_id, None) is not None]
             self._announced.difference_update(ids)
-            self.released.difference_update(r.msg_id for r in call.requests)
+            self.released.difference_update(r.msg_id for r in requests)
         if isinstance(failure, RayTaskError):
             why = f"its engine could not run it: {failure}"
             self._backend.replied(self, [self._failure(msg_id, why) for msg_id in left])
