@@ -43,7 +43,8 @@ class IPythonParallelBackend(AutoBatchingMixin, ParallelBackendBase):  # type: i
     Parameters
     ----------
     view : LoadBalancedView, optional
-        Default: a view of a ``Client()`` of its own, closed when joblib is done.
+        Default: a view of a ``Client()`` of its own, with ``use_cloudpickle``, closed when joblib
+        is done; another one when it goes on, with the next ``Parallel`` of a ``parallel_config``.
     inner_max_num_threads : int, optional
         Threads for a batch.
     """
@@ -57,15 +58,23 @@ class IPythonParallelBackend(AutoBatchingMixin, ParallelBackendBase):  # type: i
     def __init__(self, view: LoadBalancedView | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._owns_client = view is None
-        if view is None:
-            from . import Client
-
-            view = Client().load_balanced_view()
-        self._view = view
+        self._view = self._own_view() if view is None else view
+        self._ended = False
         self.supports_retrieve_callback = not on_an_engine()
+
+    @staticmethod
+    def _own_view() -> LoadBalancedView:
+        from . import Client
+
+        client = Client()
+        # what joblib is given comes with names of its own, as with its other backends
+        client[:].use_cloudpickle()
+        return client.load_balanced_view()
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """As many jobs at a time as the view has engines."""
+        if self._ended:  # joblib asks whenever it begins
+            self._view, self._ended = self._own_view(), False
         return len(self._view)
 
     def submit(
@@ -92,6 +101,7 @@ class IPythonParallelBackend(AutoBatchingMixin, ParallelBackendBase):  # type: i
         """Close the client, if it is ours."""
         if self._owns_client:
             self._view.client.close()
+            self._ended = True
 
 
 def _run_batch(func: Callable[[], Any], most: int | None, engines: Counter[str]) -> Any:

@@ -161,6 +161,19 @@ class TestJoblib:
     def test_results_in_order(self) -> None:
         assert self.run(square, 20) == [n * n for n in range(20)]
 
+    def test_with_a_client_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PXCOMPAT_CLUSTER_ID", "conformance")
+        names: dict[str, Any] = {"__name__": "__main__"}
+        exec("factor = 3\ndef scaled(n):\n    return n * factor", names)
+        ipp.register_joblib_backend("its_own")
+        try:
+            with joblib.parallel_config("its_own"):
+                for _ in range(2):  # its client is closed in between
+                    calls = (joblib.delayed(names["scaled"])(n) for n in range(4))
+                    assert joblib.Parallel()(calls) == [0, 3, 6, 9]
+        finally:
+            del joblib.parallel.BACKENDS["its_own"]
+
     def test_an_error_ends_it(self) -> None:
         with pytest.raises(ipp.RemoteError, match="ZeroDivisionError"):
             self.run(lambda n: 1 / (n - 3))
