@@ -54,6 +54,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "datapub": ("pxcompat.engine.calls",),
     "engine": ("pxcompat.engine",),
     "engine.datapub": ("pxcompat.engine.calls",),
+    "engine.log": ("pxcompat.engine.log",),
     "error": ("pxcompat.error",),
     "joblib": ("pxcompat.joblib",),
     "serialize": ("pxcompat.serialize",),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import pickle
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cloudpickle
 import pytest
+import zmq
 
 import pxcompat
 from pxcompat import alias
@@ -63,6 +66,23 @@ class TestOn:
 
         assert importlib.import_module(f"{root}.error") is pxcompat.error
         assert importlib.import_module(f"{root}.client.futures") is pxcompat.futures
+
+    def test_an_engines_log_handler_publishes_under_its_id(self) -> None:
+        from ipyparallel.engine.log import EnginePUBHandler
+
+        engine = SimpleNamespace(id=None)
+        with zmq.Context() as context, context.socket(zmq.SUB) as collector:
+            collector.subscribe("")
+            handler = EnginePUBHandler(engine, "inproc://log", context)
+            collector.connect("inproc://log")
+            for engine.id in (None, 3):
+                handler.handle(
+                    logging.makeLogRecord({"msg": "said", "levelname": "INFO", "levelno": 20})
+                )
+                assert collector.poll(5_000)
+                topic = "engine.INFO" if engine.id is None else "engine.3.INFO"
+                assert collector.recv_multipart() == [topic.encode(), b"said\n"]
+            handler.socket.close()
 
     def test_every_form_of_import(self) -> None:
         import ipyparallel as ipp
