@@ -86,6 +86,9 @@ _ending = threading.Event()
 
 
 def _run_thread(spec: EngineSpec, engine: Any) -> None:
+    from pxcompat.engine.output import of_no_request
+
+    of_no_request()  # what Dask logs here is not for who looks at a cell
     try:
         asyncio.run(_run_worker(spec, engine))
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any
 from ..protocol import OutputEvent
 from .interrupts import uninterrupted
 
-__all__ = ["Flusher", "RequestOutput", "Stream", "plain", "routed"]
+__all__ = ["Flusher", "RequestOutput", "Stream", "followed", "of_no_request", "plain", "routed"]
 
 #: seconds for which printed text is collected into one event
 INTERVAL = 0.05
@@ -127,12 +128,20 @@ class Flusher:
                 return
 
 
+_thread = threading.local()
+
+
+def of_no_request() -> None:
+    """Have what this thread prints go to the log, whatever the engine runs."""
+    _thread.of_no_request = True
+
+
 class Stream(io.TextIOBase):
     """``sys.stdout`` or ``sys.stderr`` of an engine.
 
     Text goes to the request that the engine runs.  A thread that outlives the request
-    in which it first printed goes on printing there.  Without a request it goes to
-    the ``log``, the stream that was there before.
+    in which it first printed goes on printing there.  Without a request, or from a thread
+    that is :func:`of_no_request`, it goes to the ``log``, the stream that was there before.
     """
 
     def __init__(self, name: str, current: Callable[[], RequestOutput | None], log: Any) -> None:
@@ -161,6 +170,8 @@ class Stream(io.TextIOBase):
     def _output(self) -> RequestOutput | None:
         if threading.current_thread() is threading.main_thread():
             return self._current()
+        if getattr(_thread, "of_no_request", False):
+            return None
         mine: RequestOutput | None = getattr(self._of_thread, "output", None)
         if mine is None:
             mine = self._of_thread.output = self._current()
@@ -182,6 +193,21 @@ class Stream(io.TextIOBase):
             output.flush()
         elif not self._log.closed:  # as it may be when Python finalizes what is left
             self._log.flush()
+
+
+@contextmanager
+def followed(before: Any, after: Any) -> Iterator[None]:
+    """Have loggers that write to one stream, since it was ``sys.stderr`` then, write to another."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = {h for logger in loggers for h in getattr(logger, "handlers", ())}
+    moved = [h for h in handlers if isinstance(h, logging.StreamHandler) and h.stream is before]
+    for handler in moved:
+        handler.setStream(after)
+    try:
+        yield
+    finally:
+        for handler in moved:
+            handler.setStream(before)
 
 
 class _RoutedStream(Stream):

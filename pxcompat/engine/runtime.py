@@ -29,7 +29,7 @@ from . import comms, output_of_thread, set_current
 from .counting import counted
 from .failure import describe_failure
 from .interrupts import repeated, set_handler
-from .output import Flusher, RequestOutput, Stream, routed
+from .output import Flusher, RequestOutput, Stream, followed, routed
 from .records import copied
 from .shell import EngineShell, make_shell, run_startup_files
 from .tasks import Origin, Task, Tasks
@@ -243,7 +243,7 @@ class Engine:
         sys.stderr = Stream("stderr", self._output, logs["stderr"])
         signal.signal(signal.SIGINT, self._not_yet)
         try:
-            with repeated(lambda: self.tasks.running):
+            with followed(before[1], sys.stderr), repeated(lambda: self.tasks.running):
                 yield
         finally:
             sys.stdout, sys.stderr, handler = before
