@@ -8,15 +8,26 @@ import logging
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any
 
 from ..protocol import OutputEvent
 from .interrupts import uninterrupted
 
-__all__ = ["Flusher", "RequestOutput", "Stream", "followed", "of_no_request", "plain", "routed"]
+__all__ = [
+    "Flusher",
+    "RequestOutput",
+    "Stream",
+    "asking",
+    "followed",
+    "of_no_request",
+    "plain",
+    "routed",
+]
 
 #: seconds for which printed text is collected into one event
 INTERVAL = 0.05
@@ -93,6 +104,17 @@ class RequestOutput:
         self._send(event)
 
 
+#: the output of the request that code runs for.  Whoever has another thread's event loop run
+#: something, as ``%%bash`` does, hands its context on; what such loops keep of it must not keep
+#: what the request returned.
+asking: ContextVar[weakref.ref[RequestOutput] | None] = ContextVar("asking", default=None)
+
+
+def _output_asking() -> RequestOutput | None:
+    reference = asking.get()
+    return None if reference is None else reference()
+
+
 class Flusher:
     """A thread that flushes outputs which have been holding text for a while."""
 
@@ -140,8 +162,9 @@ class Stream(io.TextIOBase):
     """``sys.stdout`` or ``sys.stderr`` of an engine.
 
     Text goes to the request that the engine runs.  A thread that outlives the request
-    in which it first printed goes on printing there.  Without a request, or from a thread
-    that is :func:`of_no_request`, it goes to the ``log``, the stream that was there before.
+    in which it first printed goes on printing there; the thread of an event loop, to the
+    request that has it do something.  Without a request, or from a thread that is
+    :func:`of_no_request`, it goes to the ``log``, the stream that was there before.
     """
 
     def __init__(self, name: str, current: Callable[[], RequestOutput | None], log: Any) -> None:
@@ -172,9 +195,8 @@ class Stream(io.TextIOBase):
             return self._current()
         if getattr(_thread, "of_no_request", False):
             return None
-        mine: RequestOutput | None = getattr(self._of_thread, "output", None)
-        if mine is None:
-            mine = self._of_thread.output = self._current()
+        mine = _output_asking() or getattr(self._of_thread, "output", None) or self._current()
+        self._of_thread.output = mine
         return mine
 
     def write(self, text: str) -> int:
@@ -214,7 +236,7 @@ class _RoutedStream(Stream):
     """A stream of a process that is not the engine's: each write asks whose thread it is."""
 
     def _output(self) -> RequestOutput | None:
-        return self._current()
+        return self._current() or _output_asking()
 
     def isatty(self) -> bool:
         return bool(self._log.isatty())

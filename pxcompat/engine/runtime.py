@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from . import comms, output_of_thread, set_current
 from .counting import counted
 from .failure import describe_failure
 from .interrupts import repeated, set_handler
-from .output import Flusher, RequestOutput, Stream, followed, routed
+from .output import Flusher, RequestOutput, Stream, asking, followed, routed
 from .records import copied
 from .shell import EngineShell, make_shell, run_startup_files
 from .tasks import Origin, Task, Tasks
@@ -298,6 +299,7 @@ class Engine:
             before(request.msg_id)
         output = RequestOutput(partial(self.tasks.say, task), self._flusher)
         self.shell.output = output
+        before_it = asking.set(weakref.ref(output))
         reply = Reply(request.msg_id, "ok", self.key)
         failure: BaseException | None = None
         process = os.getpid()
@@ -328,6 +330,7 @@ class Engine:
             drain()
         reply.outputs = output.end()
         self.shell.output = None
+        asking.reset(before_it)
         reply.started = task.record.started
         reply.completed = time.time()
         if reply.status == "error" and request.kind == "execute" and not request.content["silent"]:

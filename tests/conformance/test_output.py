@@ -78,6 +78,17 @@ def test_a_threads_output_belongs_to_the_request_that_started_it(e0: ipp.DirectV
     assert ar.stdout.strip() == "threaded"
 
 
+def test_what_an_event_loop_prints_belongs_to_the_request_that_has_it_do_so(
+    e0: ipp.DirectView,
+) -> None:
+    """IPython runs all scripts of ``%%bash`` and its like by one loop, on a thread that stays."""
+    for n in range(3):
+        ar = e0.execute(f"%%bash\necho out {n}\necho err {n} >&2", block=False)
+        ar.get(PATIENCE)
+        assert ar.wait_for_output(PATIENCE)
+        assert (ar.stdout, ar.stderr) == (f"out {n}\n", f"err {n}\n")
+
+
 def test_what_a_thread_prints_after_its_request_is_not_lost(
     e0: ipp.DirectView, tmp_path: Any
 ) -> None:
