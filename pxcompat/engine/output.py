@@ -190,6 +190,12 @@ class Stream(io.TextIOBase):
     def fileno(self) -> int:
         return int(self._log.fileno())
 
+    def follow(self, descriptor: int) -> None:
+        """Write to a file descriptor from now on, where there is no request."""
+        self._log = open(  # noqa: SIM115
+            descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+        )
+
     def _output(self) -> RequestOutput | None:
         if threading.current_thread() is threading.main_thread():
             return self._current()

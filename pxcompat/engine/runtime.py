@@ -26,7 +26,7 @@ from .. import serialize
 from ..protocol import Frames, Reply, Request
 from ..serialize.functions import SCALARS
 from ..serialize.pickling import loads_function
-from . import comms, output_of_thread, set_current
+from . import comms, engine_of_process, engine_of_thread, output_of_thread, set_current
 from .counting import counted
 from .failure import describe_failure
 from .interrupts import repeated, set_handler
@@ -95,6 +95,8 @@ class Engine:
         self.thread_id: int | None = None
         self._flusher = Flusher()
         self._drain: list[Callable[[], None]] = []
+        #: stdout and stderr, where they are the engine's own
+        self._streams: tuple[Stream, ...] = ()
         #: copies what a request returned, to where the backend wants it
         self.keep: Callable[[Frames], Frames] = copied
         #: the backend's own object for this engine, for users who ask for it
@@ -240,8 +242,11 @@ class Engine:
         logs = {"stdout": sys.stdout, "stderr": sys.stderr}
         if os.name == "posix":
             logs = self._capture_descriptors()
-        sys.stdout = Stream("stdout", self._output, logs["stdout"])
-        sys.stderr = Stream("stderr", self._output, logs["stderr"])
+        self._streams = (
+            Stream("stdout", self._output, logs["stdout"]),
+            Stream("stderr", self._output, logs["stderr"]),
+        )
+        sys.stdout, sys.stderr = self._streams
         signal.signal(signal.SIGINT, self._not_yet)
         try:
             with followed(before[1], sys.stderr), repeated(lambda: self.tasks.running):
@@ -269,6 +274,16 @@ class Engine:
 
     def _output(self) -> RequestOutput | None:
         return self.shell.output
+
+    def forked(self) -> None:
+        """In a process that forked off: its output is read by the engine, as any child's.
+
+        The request's own is the engine's, and nobody here would take it further.
+        """
+        self.shell.output = None
+        asking.set(None)
+        for descriptor, stream in enumerate(self._streams, 1):
+            stream.follow(descriptor)
 
     def _call(self, function: Callable[[], None]) -> None:
         self._calling = True
@@ -444,6 +459,16 @@ class Engine:
         }
 
 
+def _forked() -> None:
+    engine = engine_of_thread() or engine_of_process()
+    if engine is not None:
+        engine.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 def _end_of_fork(failure: BaseException | None) -> NoReturn:
     """End a process that a request forked off, and that has come to the request's end.
 
@@ -456,4 +481,6 @@ def _end_of_fork(failure: BaseException | None) -> NoReturn:
         code = 1
         with contextlib.suppress(Exception), open(2, "w", closefd=False) as stderr:
             traceback.print_exception(failure, file=stderr)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
     os._exit(code & 0xFF if isinstance(code, int) else 1)

@@ -57,6 +57,31 @@ def test_output_of_child_processes_and_c_code_is_captured(e0: ipp.DirectView) ->
     assert ar.stdout == "from a child\n"
 
 
+def test_output_of_processes_that_a_request_forks_off_is_captured(e0: ipp.DirectView) -> None:
+    """As ``multiprocessing`` does: what they print and show, however much, and their errors."""
+    code = """
+import multiprocessing
+def child():
+    print("x" * 100 + "\\n", end="")
+    display("shown")
+    for n in range(20_000):
+        print("much", n, "y" * 500)
+    raise ValueError("of a child")
+print("before")
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join()
+print("after", process.exitcode)"""
+    ar = e0.execute(code, block=False)
+    ar.get(PATIENCE)
+    assert ar.wait_for_output(PATIENCE)
+    lines = ar.stdout.splitlines()
+    assert lines[:3] == ["before", "x" * 100, "'shown'"]
+    assert lines[3:-1] == [f"much {n} {'y' * 500}" for n in range(20_000)]
+    assert lines[-1] == "after 1"
+    assert ar.stderr.splitlines()[-1] == "ValueError: of a child"
+
+
 def test_nothing_can_be_read_on_an_engine(e0: ipp.DirectView) -> None:
     """And nobody who tries waits for it."""
     ar = e0.execute("import os, sys; os.system('cat'); read = sys.stdin.read()", block=False)
