@@ -167,10 +167,17 @@ class Stream(io.TextIOBase):
     :func:`of_no_request`, it goes to the ``log``, the stream that was there before.
     """
 
-    def __init__(self, name: str, current: Callable[[], RequestOutput | None], log: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        current: Callable[[], RequestOutput | None],
+        log: Any,
+        descriptor: int | None = None,
+    ) -> None:
         self._name = name
         self._current = current
         self._log = log
+        self._descriptor = descriptor
         self._of_thread = threading.local()
 
     @property
@@ -188,13 +195,19 @@ class Stream(io.TextIOBase):
         return False
 
     def fileno(self) -> int:
-        return int(self._log.fileno())
+        return int(self._log.fileno()) if self._descriptor is None else self._descriptor
 
-    def follow(self, descriptor: int) -> None:
-        """Write to a file descriptor from now on, where there is no request."""
-        self._log = open(  # noqa: SIM115
-            descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
-        )
+    def forked(self) -> None:
+        """In a process that forked off: what is no request's is for the engine to read."""
+        if self._descriptor is not None:
+            self._log = open(  # noqa: SIM115
+                self._descriptor,
+                "w",
+                buffering=1,
+                encoding="utf-8",
+                errors="backslashreplace",
+                closefd=False,
+            )
 
     def _output(self) -> RequestOutput | None:
         if threading.current_thread() is threading.main_thread():

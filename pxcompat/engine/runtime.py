@@ -95,8 +95,8 @@ class Engine:
         self.thread_id: int | None = None
         self._flusher = Flusher()
         self._drain: list[Callable[[], None]] = []
-        #: stdout and stderr, where they are the engine's own
-        self._streams: tuple[Stream, ...] = ()
+        #: stdout and stderr, where their descriptors are captured
+        self._streams: list[Stream] = []
         #: copies what a request returned, to where the backend wants it
         self.keep: Callable[[Frames], Frames] = copied
         #: the backend's own object for this engine, for users who ask for it
@@ -239,14 +239,11 @@ class Engine:
                 yield
             return
         before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGINT)
-        logs = {"stdout": sys.stdout, "stderr": sys.stderr}
         if os.name == "posix":
-            logs = self._capture_descriptors()
-        self._streams = (
-            Stream("stdout", self._output, logs["stdout"]),
-            Stream("stderr", self._output, logs["stderr"]),
-        )
-        sys.stdout, sys.stderr = self._streams
+            sys.stdout, sys.stderr = self._capture_descriptors()
+        else:
+            sys.stdout = Stream("stdout", self._output, sys.stdout)
+            sys.stderr = Stream("stderr", self._output, sys.stderr)
         signal.signal(signal.SIGINT, self._not_yet)
         try:
             with followed(before[1], sys.stderr), repeated(lambda: self.tasks.running):
@@ -255,10 +252,9 @@ class Engine:
             sys.stdout, sys.stderr, handler = before
             signal.signal(signal.SIGINT, handler)
 
-    def _capture_descriptors(self) -> dict[str, Any]:
+    def _capture_descriptors(self) -> list[Stream]:
         from .descriptors import Descriptor
 
-        logs = {}
         for fd, name in ((1, "stdout"), (2, "stderr")):
 
             def write(text: str, name: str = name) -> bool:
@@ -269,8 +265,9 @@ class Engine:
 
             descriptor = Descriptor(fd, write)
             self._drain.append(descriptor.drain)
-            logs[name] = open(descriptor.before, "w", buffering=1, closefd=False)  # noqa: SIM115
-        return logs
+            before = open(descriptor.before, "w", buffering=1, closefd=False)  # noqa: SIM115
+            self._streams.append(Stream(name, self._output, before, fd))
+        return self._streams
 
     def _output(self) -> RequestOutput | None:
         return self.shell.output
@@ -282,8 +279,8 @@ class Engine:
         """
         self.shell.output = None
         asking.set(None)
-        for descriptor, stream in enumerate(self._streams, 1):
-            stream.follow(descriptor)
+        for stream in self._streams:
+            stream.forked()
 
     def _call(self, function: Callable[[], None]) -> None:
         self._calling = True

@@ -55,6 +55,11 @@ def test_output_of_child_processes_and_c_code_is_captured(e0: ipp.DirectView) ->
     ar.get(PATIENCE)
     ar.wait_for_output(PATIENCE)
     assert ar.stdout == "from a child\n"
+    code = "import subprocess, sys; subprocess.run('echo out; echo err >&2', shell=True, {})"
+    ar = e0.execute(code.format("stdout=sys.stdout, stderr=sys.stderr"), block=False)
+    ar.get(PATIENCE)
+    ar.wait_for_output(PATIENCE)
+    assert (ar.stdout, ar.stderr) == ("out\n", "err\n")
 
 
 def test_output_of_processes_that_a_request_forks_off_is_captured(e0: ipp.DirectView) -> None:
