@@ -174,6 +174,15 @@ class Dispatcher:
             if key is not None:
                 self.by_engine[key].add(future.msg_id)
 
+    def found(self, msg_id: str, key: str) -> None:
+        """What another client sent was found on the engine ``key``, and ends with it at the
+        latest."""
+        self.started(msg_id, key)
+        with self.lock:
+            gone = key not in self.engines
+        if gone:  # since it was found
+            self._strand(key, [msg_id], "it is gone")
+
     def forget(self, msg_id: str) -> None:
         """Take back :meth:`track`."""
         with self.lock:

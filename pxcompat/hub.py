@@ -121,6 +121,8 @@ class Hub:
         md["follow"] = list(header.get("follow") or ())
         md["engine_uuid"] = key
         md["engine_id"] = self._dispatcher.ids.get(key)
+        if not header.get("retries"):  # else it runs elsewhere when this engine dies
+            self._dispatcher.found(future.msg_id, key)
 
     def resubmit(
         self, msg_ids: Sequence[str], send: Callable[[Request], MessageFuture]

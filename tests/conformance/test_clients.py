@@ -86,6 +86,18 @@ def test_another_client_can_fetch_a_result(rc: ipp.Client, cluster: Any, tmp_pat
     assert fetched.stdout == "hello\n"
 
 
+def test_another_client_hears_of_the_death_of_an_engine(rc: ipp.Client, cluster: Any) -> None:
+    """It waits for a request that runs there, and for one behind it."""
+    target = rc.ids[-1]
+    with cluster.connect_client_sync() as other:
+        sent = [other[target].apply_async(time.sleep, 60), other[target].apply_async(abs, -1)]
+        seen = [rc.get_result(ar.msg_ids[0], owner=False) for ar in sent]
+        rc.send_signal("SIGKILL", targets=target)
+        for ar in [*sent, *seen]:
+            with pytest.raises(error.EngineError, match=f"Engine {target} died"):
+                ar.get(PATIENCE)
+
+
 def test_another_client_can_abort_a_request(rc: ipp.Client, cluster: Any, tmp_path: Any) -> None:
     target = rc.ids[0]
     with cluster.connect_client_sync() as other:
