@@ -28,7 +28,7 @@ from .display import ExecuteReply
 from .engine import calls
 from .engine.comms import hear
 from .engine.interrupts import Condition, uninterrupted
-from .engine.nested import NESTED, on_an_engine
+from .engine.nested import NESTED, on_an_engine, telling
 from .error import EngineDied, EngineError, TaskAborted, unwrap_exception
 from .futures import SENT, MessageFuture, Metadata
 from .objects import Accepted, RemoteReference
@@ -517,7 +517,11 @@ class Dispatcher:
             self._ended[msg_id] = future
         future.held = None
         future.sent_latch.set()
-        finish()
+        before, telling.now = telling.now, True
+        try:
+            finish()
+        finally:
+            telling.now = before
         self.on_change(msg_id)
 
     def fail(self, msg_id: str, error: BaseException) -> None:

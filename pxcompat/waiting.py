@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from .engine import engine_of_thread
 from .engine.interrupts import OwnFuture
-from .engine.nested import help_until
+from .engine.nested import check_may_wait, help_until, telling
 from .futures import Latch, MessageFuture
 
 __all__ = ["Countdown", "Items", "SendTracker", "seconds", "wait_for"]
@@ -37,6 +37,9 @@ def wait_for(
     futures: Collection[Future[Any]], timeout: float | None, return_when: str = ALL_COMPLETED
 ) -> Any:
     """:func:`concurrent.futures.wait`; an engine's thread does what it can for it meanwhile."""
+    enough = all if return_when == ALL_COMPLETED else any
+    if telling.now and not enough(future.done() for future in futures):
+        check_may_wait(timeout)
     if engine_of_thread() is None:
         return futures_wait(futures, timeout, return_when)
     if return_when == ALL_COMPLETED:

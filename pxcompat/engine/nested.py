@@ -10,6 +10,7 @@ has ended.
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,7 +23,7 @@ from . import engine_of_process, engine_of_thread
 if TYPE_CHECKING:
     from .runtime import Engine
 
-__all__ = ["NESTED", "Errand", "help_until", "home", "on_an_engine"]
+__all__ = ["NESTED", "Errand", "check_may_wait", "help_until", "home", "on_an_engine", "telling"]
 
 #: the mark in a request's header
 NESTED = "nested"
@@ -56,6 +57,31 @@ def home() -> dict[str, Any] | None:
     return None if engine is None else engine.home
 
 
+class _Telling(threading.local):
+    """Whether this thread tells of a reply, and runs what others want to have called then."""
+
+    now = False
+
+
+telling = _Telling()
+
+
+def check_may_wait(timeout: float | None) -> None:
+    """Refuse to wait for what cannot come: what receives replies is what would wait.
+
+    Raises
+    ------
+    RuntimeError
+        Within a callback of a result.
+    """
+    if telling.now and (timeout is None or timeout > 0):
+        raise RuntimeError(
+            "this would wait for ever: it is called by a callback of a result, on the thread that"
+            " receives replies. Send with block=False there, and add a callback to what that gives;"
+            " or wait on a thread of your own."
+        )
+
+
 def help_until(
     done: Future[Any], timeout: float | None = None, *, errands: bool = False
 ) -> float | None:
@@ -63,10 +89,13 @@ def help_until(
     that may depend on them, errands.
 
     Returns how much of ``timeout`` (seconds, or None for no limit) is left: all of it, at once,
-    on any other thread, whose caller has to wait as usual.
+    on any other thread, whose caller has to wait as usual, if it may.
     """
+    if done.done():
+        return timeout
+    check_may_wait(timeout)
     engine = engine_of_thread()
-    if engine is None or done.done():
+    if engine is None:
         return timeout
     done.add_done_callback(lambda _: engine.call(_awake))
     deadline = None if timeout is None else time.monotonic() + timeout

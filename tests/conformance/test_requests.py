@@ -430,6 +430,31 @@ def test_a_callback_that_takes_long_keeps_no_interrupt_off(rc: ipp.Client, tmp_p
     assert result.get(PATIENCE) == 1
 
 
+def test_a_callback_may_send_and_look_and_not_wait(e0: ipp.DirectView, tmp_path: Path) -> None:
+    """Nothing could bring what it waited for."""
+    seen: list[Any] = []
+    told = threading.Event()
+
+    def then(first: ipp.AsyncResult) -> None:
+        seen.append(first.get())
+        second = e0.apply_async(hold, str(tmp_path / "second"))
+        seen.append(second.wait(0))
+        for wait in (second.get, second.wait, second.exception, lambda: e0.client.wait([second])):
+            with pytest.raises(RuntimeError, match=r"wait for ever.* callback"):
+                wait()
+        with pytest.raises(RuntimeError, match=r"wait for ever.* callback"):
+            e0.apply_sync(abs, 1)
+        second.add_done_callback(lambda ar: seen.append(Path(ar.get()).name))
+        second.add_done_callback(lambda ar: told.set())
+        (tmp_path / "second").touch()
+
+    ar = e0.apply_async(hold, str(tmp_path / "first"))
+    ar.add_done_callback(then)
+    (tmp_path / "first").touch()
+    assert told.wait(PATIENCE)
+    assert seen == [str(tmp_path / "first"), False, "second"]
+
+
 def test_what_was_sent_before_a_blocking_call_is_done_after_it(rc: ipp.Client) -> None:
     dv, view = rc[:], rc[rc.ids[0]]
     for i in range(50):
