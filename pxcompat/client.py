@@ -170,11 +170,7 @@ class Client(Work):
         self.profile = lease.profile
         self.cluster_id = lease.cluster_id
         self._backend = self._dispatcher.backend = lease.backend
-        try:
-            self._backend.open(self._dispatcher, timeout=lease.timeout)
-        except BaseException:
-            self._backend.close()
-            raise
+        lease.open(self._dispatcher)
         self._closed = False
         # neither the thread that receives replies nor the exit of the process may need
         # the client itself to be alive

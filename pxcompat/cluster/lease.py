@@ -9,15 +9,15 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import backends
 from ..engine.nested import home
-from ..error import BackendError, ConnectionFileError
-from ..protocol import Backend, LaunchSpec
+from ..error import BackendError, ConnectionFileError, KernelError
+from ..protocol import Backend, EventSink, LaunchSpec
 from . import connection as connections, embedded, profiles
 from .connection import Connection
 from .settings import PxCompat, backend_options, load_config
@@ -53,6 +53,8 @@ class Lease:
         Whether arrays that are pushed are copied where nothing is said.
     max_results, max_result_bytes : int
         How much of finished requests the client remembers.
+    said_by : str
+        What said where the cluster is, if not the caller.
     """
 
     backend: Backend
@@ -65,6 +67,27 @@ class Lease:
     copy: bool = True
     max_results: int = 1024
     max_result_bytes: int = 1 << 30
+    said_by: str = ""
+
+    def open(self, sink: EventSink) -> None:
+        """Connect the backend, or leave it closed."""
+        try:
+            with _said_by(self.said_by):
+                self.backend.open(sink, timeout=self.timeout)
+        except BaseException:
+            self.backend.close()
+            raise
+
+
+@contextlib.contextmanager
+def _said_by(origin: str) -> Iterator[None]:
+    """Have errors name what said where the cluster is, which the caller may not know of."""
+    try:
+        yield
+    except KernelError as error:
+        if origin:
+            error.args = (f"{origin}: {error}",)
+        raise
 
 
 def acquire(
@@ -144,25 +167,29 @@ def acquire(
                 "a cluster of a backend's own is Client's first argument"
             )
         connection_info = cluster.connection.to_dict()
+    said_by = ""
     if connection_info is None and settings.address and not cluster_id:
         connection_info = settings.address
+        said_by = f"{settings.origins['address']} = {settings.address!r}"
     anything = profile or profile_dir or ipython_dir or cluster_id or chosen or n
     if connection_info is None and not anything and (own_cluster := home()):
         # code on an engine means the engine's own cluster
         return lease(backends.get(own_cluster["backend"]).connect(own_cluster))
     if connection_info is not None:
-        connection = _described(connection_info)
-        if connection is None:
-            names = [chosen] if chosen else backends.names()
-            given = {name: {**backend_options(config, name), **options} for name in names}
-            return lease(_adopt(connection_info, settings.n, given))
-        if backend not in (None, connection.backend):
-            raise BackendError(
-                f"The cluster at {connection.address} runs on {connection.backend!r}, not on"
-                f" {backend!r}."
-            )
-        _warn_of_unused(options)
-        return lease(_connect(connection), connection)
+        with _said_by(said_by):
+            connection = _described(connection_info)
+            if connection is None:
+                names = [chosen] if chosen else backends.names()
+                given = {name: {**backend_options(config, name), **options} for name in names}
+                adopted = _adopt(connection_info, settings.n, given)
+                return lease(adopted, said_by=said_by)
+            if backend not in (None, connection.backend):
+                raise BackendError(
+                    f"The cluster at {connection.address} runs on {connection.backend!r}, not on"
+                    f" {backend!r}."
+                )
+            _warn_of_unused(options)
+            return lease(_connect(connection), connection, said_by=said_by)
 
     running = connections.running(found.connection_file(settings.cluster_id))
     if running is not None and chosen in (None, running.backend):

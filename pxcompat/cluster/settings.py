@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,9 @@ __all__ = [
     "load_file",
     "write_config",
 ]
+
+#: not traitlets' own, whose warnings a script does not show
+log = logging.getLogger("pxcompat")
 
 
 class SettingError(KernelError, TraitError, ValueError):
@@ -100,6 +104,8 @@ class PxCompat(Configurable):
 
     #: what the backend is to be told beyond that
     options: dict[str, Any]
+    #: by setting: where it comes from, of those that are not the default
+    origins: dict[str, str]
 
     @classmethod
     def resolve(
@@ -129,6 +135,7 @@ class PxCompat(Configurable):
             On a bad value, naming where it came from.
         """
         config = load_config(profile) if config is None else config
+        _warn_of_misspelt(cls)
         settings = cls(config=Config())  # not traitlets' own loading: errors name the source
         traits = cls.class_traits(config=True)
         for said, where in (
@@ -141,7 +148,7 @@ class PxCompat(Configurable):
                 there = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(traits)}"
                 raise SettingError(f"{where}no setting PxCompat.{name}; {there}")
 
-        origins = {}
+        settings.origins = origins = {}
         for name, trait in traits.items():
             variable = f"PXCOMPAT_{name.upper()}"
             section = next((s for s in sections if name in config.get(s, {})), None)
@@ -181,6 +188,26 @@ class PxCompat(Configurable):
     def progress(self) -> bool:
         """Whether progress bars are wanted."""
         return not (self.noninteractive or noninteractive())
+
+
+#: variables PXCOMPAT_* that are read elsewhere
+_OTHER_VARIABLES = ("PROFILE", "PROFILE_DIR")
+#: those that were warned of
+_misspelt: set[str] = set()
+
+
+def _warn_of_misspelt(settings: type[PxCompat]) -> None:
+    """Say of variables that look like ours that they are none; once."""
+    known = [*(name.upper() for name in settings.class_traits(config=True)), *_OTHER_VARIABLES]
+    for variable in os.environ:
+        prefix, _, name = variable.partition("_")
+        if prefix != "PXCOMPAT" or name.startswith("TEST_") or name in {*known, *_misspelt}:
+            continue
+        _misspelt.add(name)
+        close = difflib.get_close_matches(name, known, n=1)
+        there = ", ".join(f"PXCOMPAT_{known_name}" for known_name in close or known)
+        hint = f"did you mean {there}?" if close else f"there are {there}"
+        log.warning("variable %s is not used: there is no such setting; %s", variable, hint)
 
 
 def backend_options(config: Config, backend: str) -> dict[str, Any]:

@@ -43,7 +43,13 @@ from pxcompat.cluster.connection import (
 from pxcompat.cluster.launcher import EngineSet, find_launcher_class
 from pxcompat.cluster.settings import SettingError
 from pxcompat.cluster.watch import EngineWatch
-from pxcompat.error import BackendError, ConnectionFileError, EngineError, InvalidEngineId
+from pxcompat.error import (
+    BackendError,
+    ConnectError,
+    ConnectionFileError,
+    EngineError,
+    InvalidEngineId,
+)
 from pxcompat.protocol import Capabilities, EngineInfo, EventSink, Launched, LaunchSpec
 
 TIMEOUT = 5
@@ -459,6 +465,26 @@ class TestFinding:
         # what is asked for comes first
         with pytest.raises(MissingConnectionFile, match="No cluster 'other'"):
             acquire(cluster_id="other")
+
+    def test_errors_name_the_variable_that_said_where(
+        self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PXCOMPAT_ADDRESS", "what://x")
+        with pytest.raises(BackendError, match=r"^variable PXCOMPAT_ADDRESS = 'what://x': No back"):
+            acquire()
+        monkeypatch.setenv("PXCOMPAT_ADDRESS", "localhost")
+        with pytest.raises(MissingConnectionFile, match=r"^variable PXCOMPAT_ADDRESS = 'localho"):
+            acquire()
+        monkeypatch.setenv("PXCOMPAT_ADDRESS", "fake://0")
+        lease = acquire()
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise ConnectError("nobody is there")
+
+        monkeypatch.setattr(lease.backend, "open", refuse)
+        monkeypatch.setattr(lease.backend, "close", lambda: None)
+        with pytest.raises(ConnectError, match=r"^variable PXCOMPAT_ADDRESS = 'fake://0': nobody"):
+            lease.open(EngineWatch())
 
     def test_an_address_nobody_knows(self) -> None:
         with pytest.raises(BackendError, match=r"'what://x'.*fake does not.*what-is-missing"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pxcompat import backends
-from pxcompat.cluster import profiles
+from pxcompat.cluster import profiles, settings as settings_module
 from pxcompat.cluster.profiles import Profile
 from pxcompat.cluster.settings import (
     PxCompat,
@@ -157,6 +157,35 @@ class TestBadValues:
         configure(profile, "c.PxCompat.n =")
         with pytest.raises(SettingError, match=r"pxcompat_config\.py: SyntaxError"):
             PxCompat.resolve(profile)
+
+
+class TestMisspeltVariables:
+    @pytest.fixture(autouse=True)
+    def nothing_is_said_yet(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(settings_module, "_misspelt", set())
+
+    def test_are_warned_of_once(
+        self, profile: Profile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setenv("PXCOMPAT_BACKND", "ray")
+        monkeypatch.setenv("PXCOMPAT_QQQQQ", "1")
+        for _ in range(2):
+            assert PxCompat.resolve(profile).backend == "dask"
+        said = sorted(record.getMessage() for record in caplog.records)
+        assert [text.partition(" is not used")[0] for text in said] == [
+            "variable PXCOMPAT_BACKND",
+            "variable PXCOMPAT_QQQQQ",
+        ]
+        assert "did you mean PXCOMPAT_BACKEND?" in said[0]
+        assert "there are PXCOMPAT_" in said[1]
+
+    def test_others_that_are_ours_are_none(
+        self, profile: Profile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for name in ("PROFILE", "PROFILE_DIR", "TEST_BACKEND", "N"):
+            monkeypatch.setenv(f"PXCOMPAT_{name}", "1")
+        PxCompat.resolve(profile)
+        assert not caplog.records
 
 
 def test_one_engine_for_each_cpu_we_may_use(
