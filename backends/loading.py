@@ -17,9 +17,8 @@ def load(module: str) -> Any:
     them then, and would go when a few hundred more have been made: in the midst of a client's
     first map, for 50 ms or more.  So it goes now, where somebody waits anyway.
     """
-    if module in sys.modules:
-        return sys.modules[module]
-    loaded = importlib.import_module(module)
-    if gc.isenabled():
+    known = module in sys.modules
+    loaded = importlib.import_module(module)  # also where another thread is still at it
+    if not known and gc.isenabled():
         gc.collect()
     return loaded
