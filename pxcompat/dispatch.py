@@ -16,7 +16,7 @@ import sys
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 from weakref import WeakValueDictionary
@@ -314,11 +314,6 @@ class Dispatcher:
         """Why there is nothing to wait for: the cluster is gone, or an engine did not start."""
         return self.lost or next(iter(self.stillborn.values()), None)
 
-    def forget_stillborn(self, but: Collection[str] = ()) -> None:
-        """Others are starting: what became of earlier ones says nothing of them."""
-        with self.lock:
-            self.stillborn = {k: why for k, why in self.stillborn.items() if k in but}
-
     # -- EventSink -------------------------------------------------------------------
 
     def engine_up(self, info: EngineInfo) -> None:
@@ -343,6 +338,10 @@ class Dispatcher:
         if info is not None:
             self._call_back(callbacks, {"event": "unregister", "id": info.id, "uuid": key})
         self.on_change(None)
+
+    def engines_starting(self) -> None:
+        with self.lock:  # what became of earlier ones says nothing of them
+            self.stillborn.clear()
 
     def disconnected(self, reason: str) -> None:
         with self.lock:

@@ -244,7 +244,6 @@ class Engines:
         dispatcher, backend = self._dispatcher, self._backend
         if not backend.capabilities.restart_engines:
             raise no_restart(backend.name)
-        dispatcher.forget_stillborn()
         done = backend.restart_engines(keys)
         if not block:
             done.add_done_callback(_log_failure)

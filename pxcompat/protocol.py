@@ -294,6 +294,10 @@ class EventSink(Protocol):
     def engine_down(self, key: str, reason: str) -> None:
         """An engine is gone, with everything in it; nothing more will come from it."""
 
+    def engines_starting(self) -> None:
+        """Somebody starts engines.  Those of them that end before they are ready are said to be
+        gone after this."""
+
     def sent(self, msg_id: str) -> None:
         """The request's buffers have left and may be reused by their owner."""
 

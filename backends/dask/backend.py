@@ -229,6 +229,8 @@ class DaskBackend:
                 engine.reason.set_result((message[2], message[3]))
                 if engine.channel is not None:
                     self._background(self._bury(engine))
+        elif kind == "starting":
+            self.sink.engines_starting()
         elif kind == "lost":
             self._background(self._balanced.lost(*message[1:]))
         return None

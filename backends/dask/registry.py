@@ -347,7 +347,7 @@ class Registry(SchedulerPlugin):
     async def start_engines(self, n: int, mpi: list[str] | None) -> list[str]:
         """Start engines beside those that are there; their keys."""
         supervisor = self._own_supervisor()
-        self._stillborn.clear()  # what became of those says nothing of these
+        self._begin()
         keys = [uuid.uuid4().hex for _ in range(n)]
         if mpi is not None:
             ranks = self._worlds.start(mpi, keys)
@@ -357,6 +357,11 @@ class Registry(SchedulerPlugin):
             ranks = {}
         await supervisor.start_engines({key: key for key in keys}, ranks)
         return keys
+
+    def _begin(self) -> None:
+        """Engines are about to start: what became of others says nothing of these."""
+        self._stillborn.clear()
+        self._tell_all(("starting",))
 
     async def restart_engines(self, keys: list[str]) -> list[str]:
         """Kill engines and start others under their ids; the keys of those."""
@@ -372,6 +377,7 @@ class Registry(SchedulerPlugin):
             supervisor.kill(info.pid, signal.SIGKILL)
         async with self.changed:
             await self.changed.wait_for(lambda: not any(key in self._reasons for key in wanted))
+        self._begin()
         for key, info in started.items():
             self._successors[key] = info.id, info.name
         new = dict(zip(wanted, started, strict=True))

@@ -210,6 +210,8 @@ class RayBackend:
                 self._meet(*fields)
             elif kind == "down":
                 self._down(*fields)
+            elif kind == "starting":
+                self.sink.engines_starting()
             elif kind == "output":
                 msg_id, *event = fields
                 self._outputs.take(self.sink, msg_id, unpack_output(*event))

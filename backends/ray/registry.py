@@ -294,13 +294,18 @@ class Registry:
             self._never = self._me.forever.remote()
         if n:
             self._asked.set()
-        self._past = {key for key, _ in self._stillborn}
+        await self._begin()
         keys = [uuid.uuid4().hex for _ in range(n)]
         ranks = self._start_world(mpi, keys) if mpi is not None else {}
         order = self._order_with(asked or {})
         for key in keys:
             self._start_engine(key, next(self._ids), order, rank=ranks.get(key))
         return keys
+
+    async def _begin(self) -> None:
+        """Engines are about to start: what became of others says nothing of these."""
+        self._past = {key for key, _ in self._stillborn}
+        await self._mail.put_to_all(("starting",))
 
     def _order_with(self, asked: dict[str, Any]) -> dict[str, Any]:
         order, setup = self._order, self._order["setup"]
@@ -365,6 +370,7 @@ class Registry:
             ray.kill(entry.handle)
         for entry in entries:
             await entry.gone.wait()
+        await self._begin()
         new = {entry.key: uuid.uuid4().hex for entry in entries}
         ranks: dict[str, str] = {}
         for world in worlds:

@@ -457,8 +457,8 @@ class Cluster(ClusterFile, LoggingConfigurable):
             if self.engine_launcher_class is MPIEngineSetLauncher:
                 mpi = MPIEngineSetLauncher(config=self.config).parts()
             started = EngineSet(self._running, engine_set_id, [], mpi)
-            for client in list(self._clients):
-                client._dispatcher.forget_stillborn()
+            for client in list(self._clients):  # which the cluster tells, but perhaps later
+                client._dispatcher.engines_starting()
             if n:  # none to start is said to no backend
                 started.names = self._running.take_first()
                 if not started.names:

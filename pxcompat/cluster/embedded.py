@@ -82,8 +82,7 @@ class Share:
         try:
             if missing:
                 starting = self.backend.start_engines(missing)
-                started = result(starting, "start engines", timeout)
-                client._dispatcher.forget_stillborn(but=started)
+                result(starting, "start engines", timeout)
             if len(client) < expected:
                 client.wait_for_engines(expected, timeout=timeout, interactive=progress)
         except BaseException as error:

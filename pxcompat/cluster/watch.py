@@ -139,6 +139,8 @@ class EngineWatch:
             self._engines.clear()
             self._changed.notify_all()
 
+    def engines_starting(self) -> None: ...  # whoever waits, waits for some by name
+
     # What is said about requests: there are none.
     def sent(self, msg_id: str) -> None: ...
     def started(self, msg_id: str, key: str) -> None: ...

@@ -106,6 +106,29 @@ def test_engines_that_did_not_start_say_nothing_of_the_next(rc: ipp.Client, clus
     wait_until(lambda: rc.ids == before)
 
 
+def test_engines_that_somebody_else_starts_are_not_those_that_failed(
+    rc: ipp.Client, cluster: Any
+) -> None:
+    before = rc.ids
+    elsewhere = ipp.Cluster.from_file(cluster.cluster_file)
+    startup = Path(cluster.profile_dir, "startup", "ends.py")
+    startup.write_text("import os; os._exit(3)")
+    try:
+        name = elsewhere.start_engines_sync(1)
+        with pytest.raises(error.EngineError, match="ended while they were starting"):
+            elsewhere.wait_for_engines_sync(name, timeout=PATIENCE)
+    finally:
+        startup.unlink()
+    another = elsewhere.start_engines_sync(1)
+    wait_until(lambda: len(rc.ids) == len(before) + 1)
+    with pytest.raises(TimeoutError, match="not ready"):  # and not that they will not come
+        rc.wait_for_engines(len(before) + 2, timeout=0.05)
+    for added in (name, another):
+        elsewhere.stop_engines_sync(added)
+    elsewhere.controller.disconnect()
+    wait_until(lambda: rc.ids == before)
+
+
 def test_a_cluster_that_ends_has_nothing_to_restart(rc: ipp.Client) -> None:
     with pytest.raises(ValueError, match="nothing to restart"):
         rc.shutdown(restart=True, hub=True)
