@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import logging
 import os
 import tempfile
 from typing import Any
@@ -17,12 +19,16 @@ from ..packing import NAME, pack
 
 __all__ = ["install", "prepare"]
 
+log = logging.getLogger("pxcompat.dask")
+
 #: what has to be there where a worker or the scheduler runs
 WORKER_PART = "pxcompat.backends.dask.service"
 SCHEDULER_PART = "pxcompat.backends.dask.registry"
 
 
-async def prepare(client: Client, session: str, address: str, *, upload: bool) -> set[str]:
+async def prepare(
+    client: Client, session: str, address: str, *, upload: bool, timeout: float
+) -> set[str]:
     """See to it that there is a registry in the scheduler, for a client that is about to come.
 
     Parameters
@@ -35,21 +41,23 @@ async def prepare(client: Client, session: str, address: str, *, upload: bool) -
         What the cluster is called in errors.
     upload : bool
         Whether to send the package to those that lack it.
+    timeout : float
+        Seconds for each worker to answer.
 
     Returns
     -------
     set of str
-        The workers that there are.
+        The workers that there are, and answer.
 
     Raises
     ------
     BackendError
         Naming who cannot import the package, and what is missing.
     """
-    workers, missing = await _missing(client)
+    workers, missing = await _missing(client, timeout)
     if missing and upload and any(name == NAME for name in missing.values()):
         await _upload(client)
-        workers, missing = await _missing(client)
+        workers, missing = await _missing(client, timeout)
     if missing:
         raise BackendError(_explained(missing, address, upload))
     from .registry import enlist
@@ -66,14 +74,15 @@ async def install(client: Client, options: dict[str, Any]) -> None:
     await client.register_plugin(EnginePlugin(options), name=NAME)
 
 
-async def _missing(client: Client) -> tuple[set[str], dict[str, str]]:
-    """The workers, and who cannot import its part: by address, the module that is not there."""
+async def _missing(client: Client, timeout: float) -> tuple[set[str], dict[str, str]]:
+    """The workers that answer, and who cannot import its part: by address, the module that is
+    not there."""
     found = {}
     try:
         await client._run_on_scheduler(importlib.import_module, SCHEDULER_PART)
     except ImportError as error:
         found["the scheduler"] = error.name or str(error)
-    answers = await client._run(importlib.import_module, WORKER_PART, on_error="return")
+    answers = await _ask_each(client, timeout)
     for worker, answer in answers.items():
         if isinstance(answer, ImportError):
             found[f"worker {worker}"] = answer.name or str(answer)
@@ -82,6 +91,26 @@ async def _missing(client: Client) -> tuple[set[str], dict[str, str]]:
         elif isinstance(answer, BaseException):
             raise answer
     return set(answers), found
+
+
+async def _ask_each(client: Client, timeout: float) -> dict[str, Any]:
+    """What each worker says to its part being imported; one that hangs keeps us from no other."""
+
+    def ask(worker: str) -> Any:
+        part = WORKER_PART
+        return client._run(importlib.import_module, part, workers=[worker], on_error="return")
+
+    workers = await client.scheduler.ncores(workers=None)
+    asked = {asyncio.ensure_future(ask(worker)): worker for worker in workers}
+    if not asked:
+        return {}
+    answered, hanging = await asyncio.wait(asked, timeout=timeout)
+    if hanging:
+        who = ", ".join(asked[task] for task in hanging)
+        log.warning("workers that do not answer within %g s have no engine yet: %s", timeout, who)
+    for task in hanging:
+        task.cancel()
+    return {worker: answer for task in answered for worker, answer in task.result().items()}
 
 
 def _explained(missing: dict[str, str], address: str, upload: bool) -> str:

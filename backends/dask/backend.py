@@ -164,21 +164,38 @@ class DaskBackend:
     async def _prepare(self) -> None:
         address, upload = self._info["address"], bool(self._info.get("upload"))
         session = self.sink.session
-        self._workers = await adoption.prepare(self._client, session, address, upload=upload)
+        self._workers = await adoption.prepare(
+            self._client, session, address, upload=upload, timeout=self._timeout
+        )
 
     async def _adopt(self) -> None:
-        """Make engines of the workers, and wait for those of the workers that are there."""
-        await adoption.install(self._client, self._info.get("engine") or {})
+        """Make engines of the workers, and wait for those of the workers that answer."""
+        options = self._info.get("engine") or {}
+        installing = self._background(adoption.install(self._client, options))
+        there = self._background(self._engines_there())
+        both = [installing, there]
+        try:
+            await asyncio.wait(both, timeout=self._timeout, return_when=asyncio.FIRST_EXCEPTION)
+            if not there.done():
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if installing.done():
+                installing.result()
+            else:  # Dask waits for those that hang, too
+                installing.add_done_callback(_installed)
+            if not there.done():
+                # one that is busy with something else, or left; it is there when it comes
+                log.warning("not every worker has its engine after %g s", self._timeout)
+        finally:
+            there.cancel()
+
+    async def _engines_there(self) -> None:
+        """Wait for the engines of the workers that answer."""
 
         def ready() -> bool:
             return self._workers <= {e.info.address for e in self._engines.values() if e.channel}
 
         async with self._news:
-            try:
-                await asyncio.wait_for(self._news.wait_for(ready), self._timeout)
-            except asyncio.TimeoutError:
-                # one that is busy with something else, or left; it is there when it comes
-                log.warning("not every worker has its engine after %g s", self._timeout)
+            await self._news.wait_for(ready)
 
     async def _open(self) -> None:
         stream = self._client.scheduler_comm
@@ -496,6 +513,11 @@ class DaskBackend:
         await asyncio.gather(*(channel.finish(1) for channel in channels))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
+
+
+def _installed(installing: asyncio.Task[Any]) -> None:
+    if not installing.cancelled() and (failure := installing.exception()) is not None:
+        log.debug("not every worker is an engine: %s", failure)
 
 
 def _drop(channel: Channel, blob_id: str, message: str = "drop") -> None:

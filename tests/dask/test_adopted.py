@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -340,3 +341,22 @@ def test_workers_without_the_package_are_named_and_may_get_it(tmp_path: Path) ->
             assert rc[0].apply_sync(os.getpid) != os.getpid()
             where = rc[0].apply_sync(lambda: __import__("pxcompat").__file__)
             assert ".zip" in where
+
+
+def test_a_worker_that_hangs_is_named_and_waited_for_by_nobody(
+    environment: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with local_cluster(2) as cluster, Client(cluster, set_as_default=False) as client:
+        pids = client.run(os.getpid)
+        hanging, pid = next(iter(pids.items()))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            with ipp.Client(cluster.scheduler_address, timeout=5) as rc:
+                assert time.monotonic() - begun < 25  # Dask itself waits for 30 s
+                assert rc[:].apply_async(abs, -1).get(PATIENCE) == [1]
+                assert f"do not answer within 5 s have no engine yet: {hanging}" in caplog.text
+                os.kill(pid, signal.SIGCONT)
+                rc.wait_for_engines(2, timeout=PATIENCE)
+        finally:
+            os.kill(pid, signal.SIGCONT)
