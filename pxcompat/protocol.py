@@ -522,6 +522,8 @@ class Provider(Protocol):
     name: str
     #: names of its own settings: what ``c.<Name>Backend`` may set, and further keywords of a Client
     options: Sequence[str]
+    #: those of them that say nothing where somebody else runs the cluster
+    starting: Sequence[str]
 
     def launch(self, spec: LaunchSpec, *, timeout: float) -> Launched:
         """Start a controller and ``spec.n`` engines as children of this process.

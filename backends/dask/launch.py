@@ -17,7 +17,7 @@ __all__ = ["DaskProvider", "provider"]
 
 
 #: settings of a cluster that is started
-STARTING = ("tls", "port", "dashboard_address", "engine")
+STARTING = ("tls", "port", "dashboard_address")
 #: settings for one that somebody else runs
 ADOPTING = ("upload", "security", "security_object")
 
@@ -26,7 +26,8 @@ class DaskProvider:
     """The Dask backend's :class:`pxcompat.protocol.Provider`."""
 
     name = "dask"
-    options = (*STARTING, *ADOPTING)
+    options = (*STARTING, "engine", *ADOPTING)
+    starting = STARTING
 
     def launch(self, spec: LaunchSpec, *, timeout: float = 30) -> LaunchedCluster:
         check("Dask", spec.options, self.options)

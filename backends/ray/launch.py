@@ -49,6 +49,7 @@ class RayProvider:
 
     name = "ray"
     options = OPTIONS
+    starting = ("address", "init")
 
     def launch(self, spec: LaunchSpec, *, timeout: float = 60) -> LaunchedCluster:
         check("Ray", spec.options, OPTIONS)

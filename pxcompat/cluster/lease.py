@@ -182,6 +182,7 @@ def acquire(
                 names = [chosen] if chosen else backends.names()
                 given = {name: {**backend_options(config, name), **options} for name in names}
                 adopted = _adopt(connection_info, settings.n, given)
+                _warn_of_starting(options, adopted)
                 return lease(adopted, said_by=said_by)
             if backend not in (None, connection.backend):
                 raise BackendError(
@@ -214,6 +215,7 @@ def acquire(
             None, n=settings.n, **{**settings.options, **options}
         )
         if ambient is not None:
+            _warn_of_starting(options, ambient)
             return lease(ambient)
     if running is not None:
         log.warning(
@@ -251,6 +253,17 @@ def _warn_of_unused(options: Iterable[str]) -> None:
             "Not used, as they are for a cluster that is started, and this one runs already: %s."
             " Client.shutdown(hub=True) ends it.",
             ", ".join(options),
+        )
+
+
+def _warn_of_starting(options: Iterable[str], adopted: Backend) -> None:
+    """Say of options that they are about starting a cluster, which somebody else has done."""
+    starting = backends.get(adopted.name).starting
+    if unused := [option for option in options if option in starting]:
+        log.warning(
+            "Not used, as they are for a cluster that is started, and this one is somebody else's,"
+            " who started it: %s.",
+            ", ".join(unused),
         )
 
 

@@ -157,6 +157,7 @@ class FakeBackend:
 class FakeProvider:
     name = "fake"
     options = ("a", "b", "security")
+    starting = ("b",)
 
     def __init__(self) -> None:
         self.launched: list[FakeLaunched] = []
@@ -508,6 +509,16 @@ class TestFinding:
             assert "runs already: a." in first
             assert second.startswith("3 engines were asked for, and the cluster that runs has 2;")
             caplog.clear()
+
+    def test_options_for_starting_are_warned_of_where_somebody_else_started_it(
+        self, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.clear()
+        acquire("fake://0", a=1, security="S")
+        assert not caplog.records
+        acquire("fake://0", a=1, b=2)
+        (said,) = (record.getMessage() for record in caplog.records)
+        assert said.startswith("Not used") and said.endswith("somebody else's, who started it: b.")
 
     def test_another_backend_than_asked_for(
         self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
