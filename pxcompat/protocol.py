@@ -337,12 +337,16 @@ class Backend(Protocol):
     def close(self, *, timeout: float = 5) -> None:
         """Disconnect and leave nothing behind.  Idempotent."""
 
-    def start_engines(self, n: int, *, mpi: Sequence[str] | None = None) -> Future[list[str]]:
+    def start_engines(
+        self, n: int, *, mpi: Sequence[str] | None = None, env: Mapping[str, str] | None = None
+    ) -> Future[list[str]]:
         """Start ``n`` more engines; resolves to their names once they were launched.
 
         With ``mpi`` they are the ranks of an MPI world of their own, in the order of their ids.
         It is the command that starts the ranks, without the program that each of them is:
         ``["mpiexec", "-n", "4"]``.  A world ends whole: with its first rank that ends.
+        ``env`` is added to their environment, and to that of those that are started in their
+        places.
         """
 
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:

@@ -164,8 +164,10 @@ class _Link:
                 self._end.set()
             self._arrived.notify_all()
 
-    async def start_engines(self, names: dict[str, str], ranks: dict[str, str]) -> None:
-        self._lines.send({"start": names, "ranks": ranks})
+    async def start_engines(
+        self, names: dict[str, str], ranks: dict[str, str], env: dict[str, str] | None = None
+    ) -> None:
+        self._lines.send({"start": names, "ranks": ranks, "env": env})
         async with self._arrived:
             await self._arrived.wait_for(lambda: names.keys() <= set(self._pids.values()))
 
@@ -275,6 +277,8 @@ class _Supervisor:
         self.scheduler = 0
         self.engines: dict[int, str] = {}
         self.ledgers: dict[str, Ledger] = {}
+        #: by an engine's name, what it and its successors have in their environment beyond ours
+        self.environments: dict[str, dict[str, str]] = {}
         self.lines: Lines
         self.ending = False
 
@@ -285,7 +289,7 @@ class _Supervisor:
                 return  # given up meanwhile: engines that are just starting end late
             n, first = self.order["n"], self.order["first"]
             keys = [uuid.uuid4().hex for _ in range(n + first)]
-            self._start_engines({key: key for key in keys}, {})
+            self._start_engines({key: key for key in keys}, {}, {})
             say(
                 {
                     "info": {
@@ -320,8 +324,12 @@ class _Supervisor:
                 tail = "".join(log.readlines()[-10:])
             raise RuntimeError(f"the scheduler ended before it was ready\n{tail}")
 
-    def _start_engines(self, names: dict[str, str], ranks: dict[str, str]) -> None:
+    def _start_engines(
+        self, names: dict[str, str], ranks: dict[str, str], env: dict[str, str] | None
+    ) -> None:
         for key, name in names.items():
+            if env:
+                self.environments[name] = env
             spec = EngineSpec(
                 key,
                 self.info["address"],
@@ -331,6 +339,7 @@ class _Supervisor:
                 self.order["options"].get("engine", {}),
                 self.ledgers.setdefault(key, Ledger()),
                 ranks.get(key, ""),
+                self.environments.get(name, {}),
             )
             run = functools.partial(run_engine, spec)
             pid = _fork(run, self._log_path(f"engine-{name[:8]}"))
@@ -377,7 +386,7 @@ class _Supervisor:
             return
         for message in messages:
             if "start" in message:
-                self._start_engines(message["start"], message["ranks"])
+                self._start_engines(message["start"], message["ranks"], message["env"])
             elif "kill" in message:
                 # only a child not yet reaped: its pid cannot be somebody else's
                 if message["kill"] in self.engines:

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .ledger import Ledger
@@ -33,6 +33,8 @@ class EngineSpec:
     ledger: Ledger
     #: where it gets its rank of an MPI world, or ""
     rank: str = ""
+    #: what is added to its environment
+    env: dict[str, str] = field(default_factory=dict)
 
 
 def security_of(pems: dict[str, str]) -> Any:
@@ -50,6 +52,7 @@ def security_of(pems: dict[str, str]) -> Any:
 
 def run_engine(spec: EngineSpec) -> None:
     """Run an engine until it is stopped or its cluster is gone."""
+    os.environ.update(spec.env)
     import dask
 
     from pxcompat import alias

@@ -46,7 +46,9 @@ _leaving: WeakKeyDictionary[Scheduler, asyncio.Task[None]] = WeakKeyDictionary()
 class Supervisor(Protocol):
     """What started the engines of this host, and can end them."""
 
-    async def start_engines(self, names: dict[str, str], ranks: dict[str, str]) -> None:
+    async def start_engines(
+        self, names: dict[str, str], ranks: dict[str, str], env: dict[str, str] | None = None
+    ) -> None:
         """Start an engine for each key, called by the name that goes with it, and for those
         with a rank of an MPI world where they get it."""
 
@@ -344,7 +346,7 @@ class Registry(SchedulerPlugin):
             )
         return self.supervisor
 
-    async def start_engines(self, n: int, mpi: list[str] | None) -> list[str]:
+    async def start_engines(self, n: int, mpi: list[str] | None, env: dict[str, str]) -> list[str]:
         """Start engines beside those that are there; their keys."""
         supervisor = self._own_supervisor()
         self._begin()
@@ -355,7 +357,7 @@ class Registry(SchedulerPlugin):
             self._successors.update((key, (next(self._ids), key)) for key in keys)
         else:
             ranks = {}
-        await supervisor.start_engines({key: key for key in keys}, ranks)
+        await supervisor.start_engines({key: key for key in keys}, ranks, env)
         return keys
 
     def _begin(self) -> None:

@@ -462,8 +462,11 @@ class RayBackend:
 
     # -- the cluster ----------------------------------------------------------------------
 
-    def start_engines(self, n: int, *, mpi: Sequence[str] | None = None) -> Future[list[str]]:
-        return self.control(None, "start_engines", {"n": n, "mpi": mpi and list(mpi)})
+    def start_engines(
+        self, n: int, *, mpi: Sequence[str] | None = None, env: Mapping[str, str] | None = None
+    ) -> Future[list[str]]:
+        order = {"n": n, "mpi": mpi and list(mpi), "asked": {"env": dict(env or {})}}
+        return self.control(None, "start_engines", order)
 
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
         return self.control(None, "stop_engines", {"keys": list(keys), "force": force})

@@ -288,7 +288,7 @@ class Registry:
         """Start engines; their keys.  They register when they are ready.
 
         ``asked`` is in place of what the cluster's order says: of ``actor`` some options, and
-        ``patience`` and ``engine``.
+        ``patience`` and ``engine``; ``env`` is added to the environment that it says.
         """
         if self._never is None:
             self._never = self._me.forever.remote()
@@ -309,9 +309,13 @@ class Registry:
 
     def _order_with(self, asked: dict[str, Any]) -> dict[str, Any]:
         order, setup = self._order, self._order["setup"]
+        actor = {**order["actor"], **asked.get("actor", {})}
+        if env := asked.get("env"):
+            runtime = actor.get("runtime_env") or {}
+            actor["runtime_env"] = {**runtime, "env_vars": {**runtime.get("env_vars", {}), **env}}
         return {
             **order,
-            "actor": {**order["actor"], **asked.get("actor", {})},
+            "actor": actor,
             "patience": asked.get("patience", order["patience"]),
             "setup": {**setup, "engine": {**setup["engine"], **asked.get("engine", {})}},
         }

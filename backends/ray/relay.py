@@ -282,8 +282,10 @@ class RelayBackend:
     def control(self, key: str | None, op: str, args: Mapping[str, Any]) -> Future[Any]:
         return self.ask("control", key, op, dict(args))
 
-    def start_engines(self, n: int, *, mpi: Sequence[str] | None = None) -> Future[list[str]]:
-        return self.ask("start_engines", n, mpi and list(mpi))
+    def start_engines(
+        self, n: int, *, mpi: Sequence[str] | None = None, env: Mapping[str, str] | None = None
+    ) -> Future[list[str]]:
+        return self.ask("start_engines", n, mpi and list(mpi), dict(env or {}))
 
     def stop_engines(self, keys: Sequence[str], *, force: bool = False) -> Future[None]:
         return self.ask("stop_engines", list(keys), force)
@@ -437,8 +439,10 @@ class _Child:
         else:
             self._answer(call_id, False, error)
 
-    def on_start_engines(self, n: int, mpi: list[str] | None) -> Future[list[str]]:
-        started: Future[list[str]] = self._backend.start_engines(n, mpi=mpi)
+    def on_start_engines(
+        self, n: int, mpi: list[str] | None, env: dict[str, str]
+    ) -> Future[list[str]]:
+        started: Future[list[str]] = self._backend.start_engines(n, mpi=mpi, env=env)
         return started
 
     def on_open(self, info: dict[str, Any], session: str, timeout: float) -> bool:

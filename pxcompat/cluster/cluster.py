@@ -424,11 +424,18 @@ class Cluster(ClusterFile, LoggingConfigurable):
         )
 
     def start_engines_sync(
-        self, /, n: int | None = None, engine_set_id: str | None = None, **kwargs: Any
+        self,
+        /,
+        n: int | None = None,
+        engine_set_id: str | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        **kwargs: Any,
     ) -> str:
         """Start a set of engines; its id in :attr:`engines`.
 
-        Returns when they were started; they register as they come.
+        Returns when they were started; they register as they come.  ``environment`` is added
+        to that of their processes, as ipyparallel's launchers do.
 
         Raises
         ------
@@ -462,7 +469,8 @@ class Cluster(ClusterFile, LoggingConfigurable):
             if n:  # none to start is said to no backend
                 started.names = self._running.take_first()
                 if not started.names:
-                    started.names = started.start(backend, n, self._settings.start_timeout)
+                    patience = self._settings.start_timeout
+                    started.names = started.start(backend, n, patience, environment)
                 self._running.watch.expect(started.names)
             started.record()
             self.engines = {**self.engines, engine_set_id: started}

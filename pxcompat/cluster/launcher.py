@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -344,8 +344,12 @@ class EngineSet:
 
         self.controller.change_file(change)
 
-    def start(self, backend: Backend, n: int, timeout: float) -> list[str]:
+    def start(
+        self, backend: Backend, n: int, timeout: float, env: Mapping[str, str] | None = None
+    ) -> list[str]:
         """Have the backend start ``n`` engines of this kind; their names.
+
+        ``env`` is added to their environment.
 
         Raises
         ------
@@ -359,7 +363,9 @@ class EngineSet:
                 " --engines=mpi`"
             )
         command = None if self.mpi is None else world_command(self.mpi, n)
-        names = result(backend.start_engines(n, mpi=command), "start engines", timeout)
+        env = {name: str(value) for name, value in (env or {}).items()}
+        starting = backend.start_engines(n, mpi=command, env=env)
+        names = result(starting, "start engines", timeout)
         return list(names)  # Dask's messages have tuples
 
     def get_output(self, remove: bool = False) -> str:

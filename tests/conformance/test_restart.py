@@ -129,6 +129,21 @@ def test_engines_that_somebody_else_starts_are_not_those_that_failed(
     wait_until(lambda: rc.ids == before)
 
 
+def test_engines_are_started_in_an_environment(rc: ipp.Client, cluster: Any) -> None:
+    def look() -> list[str | None]:
+        return [os.environ.get("FLAVOUR"), os.environ.get("NUMBER")]
+
+    name = cluster.start_engines_sync(1, environment={"FLAVOUR": "mint", "NUMBER": 3})
+    rc.wait_for_engines(len(rc) + 1, timeout=PATIENCE)
+    *others, target = rc.ids
+    assert rc[target].apply_async(look).get(PATIENCE) == ["mint", "3"]
+    assert rc[others].apply_async(look).get(PATIENCE) == [[None, None]] * len(others)
+    rc.shutdown(target, restart=True, block=True)
+    assert rc[target].apply_async(look).get(PATIENCE) == ["mint", "3"]
+    cluster.stop_engines_sync(name)
+    wait_until(lambda: rc.ids == others)
+
+
 def test_a_cluster_that_ends_has_nothing_to_restart(rc: ipp.Client) -> None:
     with pytest.raises(ValueError, match="nothing to restart"):
         rc.shutdown(restart=True, hub=True)

@@ -129,7 +129,9 @@ class FakeBackend:
             self.cluster.sinks.remove(self.sink)
             del self.sink
 
-    def start_engines(self, n: int, *, mpi: Sequence[str] | None = None) -> Future[list[str]]:
+    def start_engines(
+        self, n: int, *, mpi: Sequence[str] | None = None, env: Mapping[str, str] | None = None
+    ) -> Future[list[str]]:
         self.cluster.mpi.append(mpi)
         return done(self.cluster.start(n))
 
@@ -717,10 +719,10 @@ class TestCluster:
         self, cluster: Cluster, caplog: pytest.LogCaptureFixture
     ) -> None:
         cluster.start_controller_sync(environment={"a": "b"})
-        cluster.start_engines_sync(1, engine_args=["--x"], environment={"a": "b"})
+        cluster.start_engines_sync(1, engine_args=["--x"])
         warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         said = "Not used, as they are for ipyparallel's launchers: "
-        assert warnings == [said + "environment", said + "engine_args, environment"]
+        assert warnings == [said + "environment", said + "engine_args"]
 
     @pytest.mark.parametrize(
         "name", ["mpi", "MPI", "ipyparallel.cluster.launcher.MPIEngineSetLauncher"]
