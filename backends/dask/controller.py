@@ -37,6 +37,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 from ..controlled import read_order, say, settle
 from .ledger import Ledger
 from .process import EngineSpec, run_engine, security_of
@@ -122,6 +124,17 @@ def _fork(run: Callable[[], None], log_path: str, keep: tuple[int, ...] = ()) ->
             with contextlib.suppress(Exception):
                 stream.flush()
         os._exit(code)
+
+
+def _signal(pid: int, signum: int) -> None:
+    """Send a signal to an engine; what it has started goes with one that is killed, which cannot
+    see to that."""
+    killed = signum == signal.SIGKILL
+    started = psutil.Process(pid).children(recursive=True) if killed else []
+    os.kill(pid, signum)
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 class _Link:
@@ -390,7 +403,7 @@ class _Supervisor:
             elif "kill" in message:
                 # only a child not yet reaped: its pid cannot be somebody else's
                 if message["kill"] in self.engines:
-                    os.kill(message["kill"], message["signum"])
+                    _signal(message["kill"], message["signum"])
                 self._tell({"signalled": message["number"]})
             elif "stop" in message:
                 self.ending = True

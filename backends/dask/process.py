@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import logging
 import os
 import signal
 import threading
 from dataclasses import dataclass, field
 from typing import Any
+
+import psutil
 
 from .ledger import Ledger
 
@@ -18,6 +22,8 @@ log = logging.getLogger("pxcompat.dask")
 
 #: seconds for running code to end after the cluster has gone, before it is ended
 GRACE = 3
+#: seconds for processes that a user's code has started to end as they are asked to
+CHILDREN = 0.5
 
 
 @dataclass
@@ -60,6 +66,8 @@ def run_engine(spec: EngineSpec) -> None:
 
     from .. import mpi
 
+    # first of all, so that it is last: what users' code registers may end them better
+    atexit.register(_end_children)
     # notebooks written for ipyparallel import it on engines too
     alias.enable()
     # nobody looks at the worker's profile; it costs a thread that wakes 100 times a second
@@ -80,6 +88,16 @@ def run_engine(spec: EngineSpec) -> None:
         _stopping.set()
         if thread.ident is not None:
             thread.join()
+
+
+def _end_children() -> None:
+    """End the processes that users' code has started, which go with an engine of ipyparallel's."""
+    children = psutil.Process().children(recursive=True)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(child)
+        _, children = psutil.wait_procs(children, CHILDREN)
 
 
 #: set when the engine's loop has ended and the worker should follow

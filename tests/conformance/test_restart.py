@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import pxcompat as ipp
@@ -142,6 +144,28 @@ def test_engines_are_started_in_an_environment(rc: ipp.Client, cluster: Any) -> 
     assert rc[target].apply_async(look).get(PATIENCE) == ["mint", "3"]
     cluster.stop_engines_sync(name)
     wait_until(lambda: rc.ids == others)
+
+
+def test_processes_that_an_engine_has_started_go_with_it(rc: ipp.Client, cluster: Any) -> None:
+    def start() -> int:
+        import subprocess
+
+        return subprocess.Popen(["sleep", "1000"]).pid
+
+    before = rc.ids
+    name = cluster.start_engines_sync(2)
+    rc.wait_for_engines(len(before) + 2, timeout=PATIENCE)
+    mine = rc.ids[-2:]
+    pids = rc[mine].apply_async(start).get(PATIENCE)
+    try:
+        rc.shutdown(mine[0])
+        wait_until(lambda: not psutil.pid_exists(pids[0]))
+        cluster.stop_engines_sync(name)
+        wait_until(lambda: not psutil.pid_exists(pids[1]))
+    finally:
+        for pid in filter(psutil.pid_exists, pids):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: rc.ids == before)
 
 
 def test_a_cluster_that_ends_has_nothing_to_restart(rc: ipp.Client) -> None:
