@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from pxcompat.engine.interrupts import uninterrupted
 from pxcompat.error import BackendError
 from pxcompat.protocol import LaunchSpec
 
-__all__ = ["LaunchedCluster", "read_order", "remove", "say", "settle", "start"]
+__all__ = ["LaunchedCluster", "check_host", "read_order", "remove", "say", "settle", "start"]
 
 log = logging.getLogger("pxcompat.backends")
 
@@ -89,6 +90,19 @@ class LaunchedCluster:
             self._log.close()
             # a controller that was killed could not
             remove(self._folder)
+
+
+def check_host(host: str) -> None:
+    """Raise BackendError for an address that this machine does not have."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.bind(address)
+    except OSError as error:
+        raise BackendError(
+            f"this machine cannot listen at {host!r}: {error.strerror}; give an address of its"
+            " own, or '*' for all of them"
+        ) from error
 
 
 def remove(folder: str, timeout: float = 2) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from pxcompat.error import BackendError
 from pxcompat.protocol import Backend, LaunchSpec
 
-from ..controlled import LaunchedCluster, start
+from ..controlled import LaunchedCluster, check_host, start
 from ..loading import load
 from ..options import check
 
@@ -36,6 +36,7 @@ class DaskProvider:
                 "local Dask engines need a system with fork (Linux, macOS); start the cluster "
                 "on one and connect to it with its connection file"
             )
+        check_host(spec.host)
         return start(
             "pxcompat.backends.dask.controller",
             spec,

@@ -10,7 +10,7 @@ from typing import Any, cast
 from pxcompat.error import ConnectionFileError
 from pxcompat.protocol import Backend, LaunchSpec
 
-from ..controlled import LaunchedCluster, start
+from ..controlled import LaunchedCluster, check_host, start
 from ..loading import load
 from ..options import check
 from . import session
@@ -55,6 +55,7 @@ class RayProvider:
         check("Ray", spec.options, OPTIONS)
         environ: dict[str, str] = {}
         if not spec.options.get("address"):
+            check_host(spec.host)
             session.prepare_head(environ, spec.host)
         return start(
             "pxcompat.backends.ray.controller",

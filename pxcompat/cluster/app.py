@@ -18,7 +18,7 @@ from traitlets import Bool, CaselessStrEnum, Dict, Integer, List, Unicode
 from traitlets.config import Application
 from traitlets.config.application import catch_config_error
 
-from .. import __version__
+from .. import __version__, backends
 from ..engine.interrupts import repeated
 from ..error import ConnectionFileError, IPythonError
 from . import profiles
@@ -28,7 +28,7 @@ from .launcher import Controller, OwnController
 from .manager import ClusterManager, clean_cluster_files
 from .mpi import MPIEngineSetLauncher, MPILauncher
 from .profiles import Profile
-from .settings import PxCompat, load_file, write_config
+from .settings import PxCompat, backend_section, load_file, write_config
 
 __all__ = ["PxCluster", "main"]
 
@@ -36,6 +36,9 @@ __all__ = ["PxCluster", "main"]
 ALREADY_STARTED = 10
 ALREADY_STOPPED = 11
 NO_CLUSTER = 12
+
+#: the parts of the configuration that hold a backend's options
+BACKENDS = [backend_section(name) for name in backends.names()]
 
 ALIASES = {
     "profile": "PxClusterApp.profile",
@@ -145,8 +148,14 @@ class PxClusterApp(Application):
     def _warn_of_foreign_options(self) -> None:
         known = {cls.__name__ for cls in self._classes_inc_parents()} | {"Application"}
         for name in self.cli_config:
-            if name not in known and not name.endswith("Backend"):
+            if name not in known and name not in BACKENDS:
                 self.log.warning("Options of %s are not used: pxcompat has no such part.", name)
+
+    def warn_of_backends(self, why: str, but: str = "") -> None:
+        """Say of options of backends, but one, that they are not used."""
+        for name in self.cli_config:
+            if name in BACKENDS and name != but:
+                self.log.warning("Options of %s are not used: %s", name, why)
 
     def _log_to_file(self) -> None:
         place = self.place()
@@ -218,6 +227,12 @@ class PxClusterEngines(PxClusterApp):
             )
         except (MissingConnectionFile, StaleConnectionFile) as exc:
             self.fail(exc, NO_CLUSTER)
+        wanted = self.cli_config.Cluster.get("backend", cluster.backend)
+        if wanted != cluster.backend:
+            self.fail(f"The cluster runs on {cluster.backend!r}, not on {wanted!r}")
+        self.warn_of_backends("the cluster runs already, as it was started.")
+        if self.extra_args:
+            self.log.warning("Not used, as they are no flags: %s", " ".join(self.extra_args))
         engine_set_id = None
         try:
             with _stop_signals():
@@ -280,6 +295,8 @@ pxcluster start -n 4 --daemonize          # ... in the background
             shutdown_atexit=not self.daemonize,
             dedicated=True,
         )
+        why = f"the cluster is to be on {cluster.backend}."
+        self.warn_of_backends(why, but=backend_section(cluster.backend))
         leave = False
         try:
             with _stop_signals():

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from ..error import BackendError
+from ..error import BackendError, KernelError
 from .connection import AlreadyRunning, Connection, read
 from .launcher import OwnController, Plan, launch
 
@@ -77,6 +77,8 @@ def spawn(plan: Plan, log_file: Path) -> Connection:
         return read(plan.path)
     if "running" in answer:
         raise AlreadyRunning(answer["running"])
+    if "refused" in answer:
+        raise BackendError(answer["refused"])
     reason = answer.get("error") or (
         "its process ended" if ready else f"it was not ready within {patience:g} s"
     )
@@ -112,6 +114,10 @@ def main() -> None:
             controller = launch(plan, _log, dedicated=True)
         except AlreadyRunning as exc:
             print(json.dumps({"running": str(exc)}), file=answer)
+            return
+        except KernelError as exc:  # which says it all
+            _log.error("%s", exc)
+            print(json.dumps({"refused": str(exc)}), file=answer)
             return
         except Exception as exc:
             print(json.dumps({"error": f"{type(exc).__name__}: {exc}"}), file=answer)

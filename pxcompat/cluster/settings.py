@@ -35,6 +35,7 @@ __all__ = [
     "PxCompat",
     "SettingError",
     "backend_options",
+    "backend_section",
     "cpu_count",
     "load_config",
     "load_file",
@@ -210,9 +211,14 @@ def _warn_of_misspelt(settings: type[PxCompat]) -> None:
         log.warning("variable %s is not used: there is no such setting; %s", variable, hint)
 
 
+def backend_section(backend: str) -> str:
+    """The part of the configuration that holds a backend's options."""
+    return f"{backend.capitalize()}Backend"
+
+
 def backend_options(config: Config, backend: str) -> dict[str, Any]:
     """What ``c.<Backend>Backend`` holds, as ``c.DaskBackend`` for ``dask``."""
-    options = config.get(f"{backend.capitalize()}Backend", {})
+    options = config.get(backend_section(backend), {})
     return {name: _meant(value) for name, value in options.items()}
 
 

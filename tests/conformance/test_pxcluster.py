@@ -309,6 +309,8 @@ def test_nothing_to_stop(pxcluster: Command) -> None:
         (["start", "--config=/nowhere.py"], "/nowhere.py: ConfigFileNotFound"),
         (["start", "--work-dir=/nowhere"], "No such file or directory: '/nowhere'"),
         (["start", "-s", "/nowhere.py"], "No such file or directory: '/nowhere.py'"),
+        (["start", "--ip=203.0.113.9"], "this machine cannot listen at '203.0.113.9'"),
+        (["start", "--ip=203.0.113.9", "--daemonize"], "cannot listen at '203.0.113.9'"),
         (["clean", "--profile=nope"], "no IPython profile 'nope'"),
         (["bogus"], ""),
         ([], ""),
@@ -320,6 +322,19 @@ def test_bad_arguments(pxcluster: Command, arguments: list[str], said: str) -> N
     assert "Traceback" not in err
     if not said:
         assert "There are: start, stop, engines, list, clean, create" in out
+
+
+def test_options_that_are_not_used_are_warned_of(daemon: Command) -> None:
+    of_other = ["--RayBackend.patience=3", "--DaskBackend.port=0", "--OtherBackend.x=1"]
+    err = daemon("engines", "-n", "1", "--daemonize", *of_other, "more")[1]
+    for section in ("RayBackend", "DaskBackend"):
+        assert f"Options of {section} are not used: the cluster runs already" in err
+    assert "Options of OtherBackend are not used: pxcompat has no such part" in err
+    assert "Not used, as they are no flags: more" in err
+    assert ", not on 'other'" in daemon("engines", "--backend=other", code=1)[1]
+    err = daemon("start", *of_other, code=10)[1]
+    (said,) = (line for line in err.splitlines() if "the cluster is to be on" in line)
+    assert "RayBackend" in said or "DaskBackend" in said
 
 
 @pytest.mark.parametrize("command", ["list", "clean"])
