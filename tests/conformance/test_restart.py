@@ -153,14 +153,16 @@ def test_processes_that_an_engine_has_started_go_with_it(rc: ipp.Client, cluster
         return subprocess.Popen(["sleep", "1000"]).pid
 
     before = rc.ids
-    name = cluster.start_engines_sync(2)
+    names = [cluster.start_engines_sync(1) for _ in range(2)]
     rc.wait_for_engines(len(before) + 2, timeout=PATIENCE)
-    mine = rc.ids[-2:]
-    pids = rc[mine].apply_async(start).get(PATIENCE)
+    for name in names:
+        cluster.wait_for_engines_sync(name)
+    shut_down, stopped = (cluster.engine_ids(name)[0] for name in names)
+    pids = rc[[shut_down, stopped]].apply_async(start).get(PATIENCE)
     try:
-        rc.shutdown(mine[0])
+        rc.shutdown(shut_down)
         wait_until(lambda: not psutil.pid_exists(pids[0]))
-        cluster.stop_engines_sync(name)
+        cluster.stop_engines_sync(names[1])
         wait_until(lambda: not psutil.pid_exists(pids[1]))
     finally:
         for pid in filter(psutil.pid_exists, pids):
