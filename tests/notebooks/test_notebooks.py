@@ -1,6 +1,6 @@
 """Notebooks for ipyparallel, run unchanged with ``pxcompat run``, and what they show.
 
-Those of ``docs/notebooks``, those of ``data`` and, where ``PXCOMPAT_TEST_SEEDS`` names a folder,
+Those of ``docs/notebooks``, those of ``data`` and, where ``PXCOMPAT_SEEDS`` names a folder,
 the notebooks and tutorials in it that the project started from.
 """
 
@@ -261,8 +261,9 @@ def test_printed_notebook(run: Any) -> None:
 
 # -- the notebooks that the project started from -------------------------------------------------
 
-SEEDS = Path(os.environ.get("PXCOMPAT_TEST_SEEDS", "nowhere"))
-needs_seeds = pytest.mark.skipif(not SEEDS.is_dir(), reason="PXCOMPAT_TEST_SEEDS names no folder")
+# no setting, and so warned of where pxcompat sees it
+SEEDS = Path(os.environ.pop("PXCOMPAT_SEEDS", "nowhere"))
+needs_seeds = pytest.mark.skipif(not SEEDS.is_dir(), reason="PXCOMPAT_SEEDS names no folder")
 
 
 @needs_seeds
