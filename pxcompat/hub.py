@@ -248,8 +248,7 @@ class Hub:
                 "tasks": tasks if verbose else len(tasks),
             }
         waiting = [m for m in unassigned.result(TIMEOUT) if m not in arrived]
-        status["unassigned"] = waiting if verbose else len(waiting)
-        return status
+        return {"unassigned": waiting if verbose else len(waiting), **status}
 
 
 def _datetime(seconds: float | None) -> datetime | None:

@@ -243,11 +243,13 @@ def test_queues(backend, engines, hub):
         "queue": ["q1", "q2"] if key == "a" else [],
         "tasks": ["t"] if key == "b" else [],
     }
-    assert hub.queue_status(["a", "b"], verbose=False) == {
+    status = hub.queue_status(["a", "b"], verbose=False)
+    assert status == {
+        "unassigned": 1,
         0: {"queue": 2, "completed": 3, "tasks": 0},
         1: {"queue": 0, "completed": 3, "tasks": 1},
-        "unassigned": 1,
     }
+    assert list(status) == ["unassigned", 0, 1]  # in ipyparallel's order
     put(engines["a"], "done", 10.0, ok("done"))
     verbose = hub.queue_status(["a", "b"], verbose=True)
     assert verbose[0] == {"queue": ["q1", "q2"], "completed": ["done"], "tasks": []}
