@@ -139,6 +139,10 @@ class Metadata(dict[str, Any]):
         self._put_together()
         return super().__repr__()
 
+    def _repr_pretty_(self, p: Any, cycle: bool) -> None:
+        # a line a key, as IPython shows a dict: for a class with a __repr__ it calls that
+        p.text("{...}") if cycle else p.pretty(self.copy())
+
     def __getattr__(self, key: str) -> Any:
         try:
             return self[key]

@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import CancelledError, Future
 
 import pytest
+from IPython.lib.pretty import pretty
 
 from pxcompat.futures import (
     MessageFuture,
@@ -115,3 +116,11 @@ def test_text_that_comes_while_somebody_looks_is_not_lost():
     finally:
         sys.setswitchinterval(before)
     assert metadata["stdout"] == "".join(lines)
+
+
+def test_what_is_known_of_a_request_is_shown_a_line_a_key():
+    metadata = Metadata(msg_id="m0", engine_id=0)
+    metadata.add_text("stdout", "printed")
+    assert pretty(metadata) == pretty(dict(metadata))
+    assert pretty([metadata]).startswith("[{'msg_id': 'm0',\n  'submitted': None,\n")
+    assert " 'stdout': 'printed',\n" in pretty(metadata)
