@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from . import serialize
@@ -23,6 +24,13 @@ from .waiting import wait_for
 __all__ = ["FuturesByID", "Work"]
 
 Jobs = Any  # int, str, AsyncResult, or an iterable of them
+
+
+@dataclass(frozen=True)
+class Session:
+    """What tells a client's requests from others' (of jupyter_client.session.Session)."""
+
+    session: str
 
 
 class Work(Engines):
@@ -55,6 +63,11 @@ class Work(Engines):
     def results(self) -> MutableMapping[str, Any]:
         """Results by msg_id."""
         return self._dispatcher.results
+
+    @property
+    def session(self) -> Session:
+        """Who this client is in records: ``client_uuid`` is ``session.session`` there."""
+        return Session(self._dispatcher.session)
 
     @property
     def metadata(self) -> MutableMapping[str, Metadata]:

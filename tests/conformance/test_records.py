@@ -31,6 +31,16 @@ def test_queries(rc: ipp.Client) -> None:
         rc.db_query({"msg_id": ids[1]}, keys=["result_buffers"])
 
 
+def test_whose_a_request_was(rc: ipp.Client, cluster: Any) -> None:
+    with cluster.connect_client_sync() as other:
+        mine, theirs = (client[client.ids[0]].apply_async(lambda: 1) for client in (rc, other))
+        assert (mine.get(PATIENCE), theirs.get(PATIENCE)) == (1, 1)
+    ids = [*mine.msg_ids, *theirs.msg_ids]
+    for whose, sent in (rc.session.session, mine), ({"$ne": rc.session.session}, theirs):
+        (record,) = rc.db_query({"msg_id": {"$in": ids}, "client_uuid": whose})
+        assert record["msg_id"] == sent.msg_ids[0]
+
+
 def test_what_a_record_says(rc: ipp.Client) -> None:
     view = rc[rc.ids[0]]
     view.set_flags(label="mine")
