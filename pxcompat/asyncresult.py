@@ -616,3 +616,8 @@ class AsyncHubResult(AsyncResult):
         if len(self._children) == 1 and not self._return_exceptions:
             return ask(self._children[0])
         return super()._error_in(children, ask)
+
+
+def several(jobs: Any) -> bool:
+    """Whether jobs are an iterable of them, such as the values of a dict, and not one."""
+    return isinstance(jobs, Iterable) and not isinstance(jobs, (str, bytes, AsyncResult))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from traitlets import Any as AnyTrait, Bool, HasTraits
 
-from .asyncresult import AsyncResult
+from .asyncresult import AsyncResult, several
 from .bounded import BoundedList
 from .cards import view_card
 from .engine.interrupts import held_from_the_first_on
@@ -259,7 +259,7 @@ class View(HasTraits):
         """Jobs with indices of the history replaced by msg_ids."""
         if isinstance(jobs, int):
             return self.history[jobs]
-        if isinstance(jobs, (list, tuple, set)):
+        if several(jobs):
             return [self.history[job] if isinstance(job, int) else job for job in jobs]
         return jobs
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from . import serialize
-from .asyncresult import AsyncHubResult, AsyncResult
+from .asyncresult import AsyncHubResult, AsyncResult, several
 from .balance import Balancer
 from .dispatch import Dispatcher
 from .engine import calls
@@ -205,7 +204,7 @@ class Work(Engines):
         return msg_ids
 
     def _asyncresult_from_jobs(self, jobs: Jobs = None, owner: bool = False) -> AsyncResult:
-        single = not isinstance(jobs, (list, tuple, set, types.GeneratorType))
+        single = not several(jobs)
         found: list[MessageFuture | str] = []  # in the order asked for
         for job in _listed(jobs):
             if isinstance(job, AsyncResult):
@@ -459,4 +458,4 @@ class FuturesByID(Mapping[str, MessageFuture]):
 
 
 def _listed(jobs: Jobs) -> Iterable[Any]:
-    return jobs if isinstance(jobs, (list, tuple, set, types.GeneratorType)) else [jobs]
+    return jobs if several(jobs) else [jobs]

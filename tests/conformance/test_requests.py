@@ -87,6 +87,17 @@ def test_every_request_has_one_reply(rc: ipp.Client) -> None:
     assert all(ar.get() == [1] * len(rc) for ar in ars)
 
 
+def test_any_iterable_of_results_is_waited_for(e0: ipp.DirectView, tmp_path: Path) -> None:
+    results = {n: e0.apply_async(hold, str(tmp_path / "go")) for n in range(2)}
+    for one in (e0, e0.client):
+        assert not one.wait(results.values(), 0)
+    (tmp_path / "go").touch()
+    for one in (e0, e0.client):
+        assert one.wait(results.values(), PATIENCE)
+        assert one.wait(iter(results.values()), PATIENCE)
+    assert e0.get_result(results.values()).get(PATIENCE) == [str(tmp_path / "go")] * 2
+
+
 def test_an_engine_that_dies_fails_its_requests_at_once(rc: ipp.Client) -> None:
     view = rc[rc.ids[-1]]
     dying = view.apply_async(os._exit, 3)
