@@ -93,6 +93,12 @@ def _end_stdin() -> None:
         os.close(null)
 
 
+def _break_into_pdb() -> None:
+    """Have ``breakpoint()`` be Python's own, or what the cluster's environment says.  Ray's waits
+    for its debugger to connect, for which nobody is told, deaf to interrupts."""
+    os.environ.pop("PYTHONBREAKPOINT", None)
+
+
 def _defer_no_interrupts() -> None:
     """Ray puts interrupts off while it unpacks a call's arguments, which takes a tenth of what a
     small call costs its actor; an engine lets none in then."""
@@ -144,6 +150,7 @@ class EngineActor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is an engine to interrupt
         # Ray's own handler raises SystemExit, with which a cell ends and its engine goes on
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _break_into_pdb()
         settle(setup)
         _defer_no_interrupts()
         _end_stdin()

@@ -92,7 +92,7 @@ def test_nothing_can_be_read_on_an_engine(e0: ipp.DirectView) -> None:
     ar = e0.execute("import os, sys; os.system('cat'); read = sys.stdin.read()", block=False)
     ar.get(PATIENCE)
     assert e0["read"] == ""
-    for code in ("input('name?')", "from getpass import getpass; getpass()"):
+    for code in ("input('name?')", "from getpass import getpass; getpass()", "breakpoint()"):
         with pytest.raises(ipp.RemoteError, match="StdinNotImplementedError"):
             e0.execute(code, block=False).get(PATIENCE)
 
