@@ -93,18 +93,27 @@ class DaskBackend:
     @classmethod
     def around(cls, target: Any, **options: Any) -> DaskBackend:
         """For a cluster given as ``distributed.Client`` or ``distributed.deploy.Cluster``."""
+        given: Any = target
+        cluster = given.cluster if isinstance(target, Client) else given
+        if cluster is not None and cluster.asynchronous:
+            raise ConnectError(
+                f"{cluster!r} runs on this thread's event loop, which would stand still while "
+                "Client() waits for it: use asyncio.to_thread(Client, cluster), and await results"
+            )
         if isinstance(target, Client):
-            given: Any = target
             if given.scheduler is None:
                 raise ConnectError(
                     f"the Dask client {target!r} is {given.status}: make another one"
                 )
             info = {"address": given.scheduler.address, "adopt": True, **options}
-            return cls(info, client=target)
+            if not given._asynchronous:
+                return cls(info, client=target)
+            # its loop is the user's, and stands still while a call blocks
+            return cls({"security_object": given.security, **info})
         info = {
-            "address": target.scheduler_address,
+            "address": given.scheduler_address,
             "adopt": True,
-            "security_object": target.security,
+            "security_object": given.security,
             **options,
         }
         return cls(info)

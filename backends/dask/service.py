@@ -215,6 +215,8 @@ class Service:
         self._blobs.clear()
         if self._client is not None:
             await self._client._close(fast=True)
+            # the loop is shared: with a cluster in this process, whose thread ends with the last
+            self._client._loop_runner.stop()
 
     def client(self) -> Client:
         """A client by which the engine has what Dask's futures stand for; on the engine's thread.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -162,6 +163,45 @@ def test_a_client_that_is_closed_is_no_cluster(cluster: LocalCluster) -> None:
         pass
     with pytest.raises(ConnectError, match="is closed: make another one"):
         ipp.Client(closed)
+
+
+def test_a_client_of_an_event_loop_may_be_given_there(cluster: LocalCluster) -> None:
+    async def attach() -> Any:
+        async with Client(
+            cluster.scheduler_address, asynchronous=True, set_as_default=False
+        ) as native:
+            with ipp.Client(native) as rc:
+                blocking = rc[:].apply_sync(abs, -1)
+                return blocking, await rc[:].apply_async(abs, -2), await native.submit(abs, -3)
+
+    assert asyncio.run(attach()) == ([1, 1], [2, 2], 3)
+
+
+def test_a_cluster_of_the_event_loop_that_would_wait_for_it_is_refused() -> None:
+    async def attach() -> Any:
+        async with (
+            local_cluster(1, processes=False, asynchronous=True) as cluster,
+            Client(cluster, asynchronous=True, set_as_default=False) as native,
+        ):
+            for given in (cluster, native):
+                with pytest.raises(ConnectError, match="runs on this thread's event loop"):
+                    ipp.Client(given)
+            rc = await asyncio.to_thread(ipp.Client, cluster)
+            try:
+                return await rc[:].apply_async(abs, -1)
+            finally:
+                await asyncio.to_thread(rc.close)
+
+    assert asyncio.run(attach()) == [1]
+
+
+def test_a_cluster_in_this_process_ends_with_its_thread() -> None:
+    before = set(threading.enumerate())
+    with local_cluster(1, processes=False) as cluster, ipp.Client(cluster) as rc:
+        future = rc.dask_client.submit(abs, -1)
+        assert rc[:].apply_sync(abs, future) == [1]  # the engine has a client of its own for it
+    left = set(threading.enumerate()) - before
+    assert not [thread for thread in left if thread.name == "IO loop"]
 
 
 def test_names_and_results_go_with_the_engines(cluster: LocalCluster, dask_client: Client) -> None:
