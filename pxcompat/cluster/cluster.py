@@ -667,7 +667,7 @@ class Cluster(ClusterFile, LoggingConfigurable):
                     engine_set.names = [name for name in engine_set.names if name in up]
                     engine_set.names += started
                     engine_set.record()
-                    self._running.watch.wait_for(started, timeout=self.engine_timeout)
+                    self._await_restarted(started)
 
     def restart_engine_sync(self, engine_id: int) -> None:
         """Restart one engine: a new process under the same id.  Returns when it is up."""
@@ -682,10 +682,14 @@ class Cluster(ClusterFile, LoggingConfigurable):
             return
         patience = STOP_TIMEOUT + self._settings.start_timeout
         started = result(backend.restart_engines(keys), "restart its engines", patience)
-        self._running.watch.wait_for(started, timeout=self.engine_timeout)
+        self._await_restarted(started)
+
+    def _await_restarted(self, names: list[str]) -> None:
+        self._running.watch.wait_for(names, timeout=self.engine_timeout)
+        keys = self._up(names)
         for client in list(self._clients):  # whoever goes on with one finds all of them
             if not client._closed:
-                client._hear_of(started, STOP_TIMEOUT)
+                client._hear_of(keys, STOP_TIMEOUT)
 
     def signal_engines_sync(self, signum: int, engine_set_id: str | None = None) -> None:
         """Send a signal to the engines of a set, or to all of them."""

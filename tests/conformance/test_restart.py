@@ -73,6 +73,26 @@ def test_a_cluster_restarts_a_set_of_engines(rc: ipp.Client, cluster: Any) -> No
     wait_until(lambda: mine not in rc.ids)
 
 
+def test_clients_find_the_engines_that_replace_dead_ones(rc: ipp.Client, cluster: Any) -> None:
+    before = rc.ids
+    name = cluster.start_engines_sync(2)
+    cluster.wait_for_engines_sync(name, timeout=PATIENCE)
+    others = [cluster.connect_client_sync() for _ in range(3)]
+    for engine in cluster.engine_ids(name):
+        with pytest.raises(error.EngineError, match="died"):
+            others[0][engine].apply_async(os._exit, 7).get(PATIENCE)
+    for client in [rc, *others]:
+        wait_until(lambda client=client: client.ids == before)
+    cluster.restart_engines_sync(name)
+    found = [client.ids for client in [rc, *others]]
+    assert found == [before + cluster.engine_ids(name)] * 4
+    assert len(cluster.engine_ids(name)) == 2
+    for client in others:
+        client.close()
+    cluster.stop_engines_sync(name)
+    wait_until(lambda: rc.ids == before)
+
+
 def test_engines_are_stopped_while_they_start(rc: ipp.Client, cluster: Any) -> None:
     before = rc.ids
     cluster.start_engines_sync(1, engine_set_id="mine")
