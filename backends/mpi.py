@@ -14,7 +14,6 @@ ends with its engine, so mpiexec learns of its end; and with the registry.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import importlib.util
 import json
@@ -31,7 +30,7 @@ from collections.abc import Callable, Sequence
 
 from pxcompat.error import BackendError
 
-__all__ = ["INIT", "Worlds", "join", "unlink_memory"]
+__all__ = ["INIT", "Worlds", "join", "leave", "unlink_memory"]
 
 #: what ranks run in their namespace before anything else: ipengine's, with --mpi
 INIT = """\
@@ -244,7 +243,6 @@ def join(address: str) -> None:
     if "cpus" in content:
         os.sched_setaffinity(0, content["cpus"])
     _place = place
-    atexit.register(_leave)
 
 
 def _connect(address: str) -> socket.socket:
@@ -289,8 +287,9 @@ def unlink_memory() -> None:
             os.unlink(name)
 
 
-def _leave() -> None:
-    """Leave the world in good order, which takes all its ranks."""
+def leave() -> None:
+    """Leave the world in good order, which takes all its ranks: also that of an engine alone, whose
+    user has imported mpi4py.  Else the memory that MPICH has made would stay."""
     if "mpi4py.MPI" not in sys.modules:
         return
     MPI = sys.modules["mpi4py.MPI"]

@@ -68,6 +68,7 @@ def run_engine(spec: EngineSpec) -> None:
 
     # first of all, so that it is last: what users' code registers may end them better
     atexit.register(_end_children)
+    atexit.register(mpi.leave)
     # notebooks written for ipyparallel import it on engines too
     alias.enable()
     # nobody looks at the worker's profile; it costs a thread that wakes 100 times a second

@@ -401,7 +401,8 @@ class Registry(SchedulerPlugin):
         """Stop engines, after what they have queued or at once; return when they are gone."""
         keys, _ = self._worlds.dissolve(keys)
         for key in keys:
-            info = self._engine(key)
+            if (info := self.engines.get(key)) is None:
+                continue  # it has ended meanwhile
             owned = self.supervisor is not None and self.supervisor.owns(info.pid)
             if force and owned:
                 self.supervisor.kill(info.pid, 9)  # type: ignore[union-attr]

@@ -158,6 +158,7 @@ class EngineActor:
         _log_to(setup.get("logs"), f"engine-{setup['log']}")
         # notebooks written for ipyparallel import it on engines too
         alias.enable()
+        atexit.register(mpi.leave)
         if setup.get("rank"):
             mpi.join(setup["rank"])
         self._engine = Engine(key, own_process=True, **setup["engine"])

@@ -192,3 +192,25 @@ def test_other_engines_know_nothing_of_mpi(cluster: Any) -> None:
         assert client[:]["any(name.startswith('mpi4py') for name in sys.modules)"] == [
             False for _ in client.ids
         ]
+
+
+@ipp.interactive
+def mpi_memory() -> list[str]:
+    """What MPI shares between the processes of a host, once it is imported."""
+    import mpi4py.MPI  # noqa: F401
+
+    with open("/proc/self/maps") as maps:
+        return sorted({line.split(maxsplit=5)[-1].strip() for line in maps if "mpich_shm" in line})
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="its files are not to be seen")
+def test_other_engines_may_import_it_and_leave_nothing(cluster: Any) -> None:
+    name = cluster.start_engines_sync(2)
+    cluster.wait_for_engines_sync(name, timeout=PATIENCE)
+    with cluster.connect_client_sync() as client:
+        view = client[cluster.engine_ids(name)]
+        files = [Path(file) for found in view.apply_sync(mpi_memory) for file in found]
+        assert files and all(file.exists() for file in files)
+        client.shutdown(view.targets, block=True)
+        wait_until(lambda: not any(file.exists() for file in files))
+    cluster.stop_engines_sync(name)

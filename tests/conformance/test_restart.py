@@ -93,6 +93,16 @@ def test_clients_find_the_engines_that_replace_dead_ones(rc: ipp.Client, cluster
     wait_until(lambda: rc.ids == before)
 
 
+def test_engines_are_stopped_while_they_end(rc: ipp.Client, cluster: Any) -> None:
+    before = rc.ids
+    name = cluster.start_engines_sync(3)
+    cluster.wait_for_engines_sync(name, timeout=PATIENCE)
+    rc.wait_for_engines(len(before) + 3, timeout=PATIENCE)
+    rc.shutdown(cluster.engine_ids(name)[:1], block=True)  # of which the cluster hears later
+    cluster.stop_engines_sync(name)
+    wait_until(lambda: rc.ids == before)
+
+
 def test_engines_are_stopped_while_they_start(rc: ipp.Client, cluster: Any) -> None:
     before = rc.ids
     cluster.start_engines_sync(1, engine_set_id="mine")
