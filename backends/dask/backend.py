@@ -19,6 +19,7 @@ from typing import Any
 
 from distributed import Client
 from distributed.comm.core import connect
+from distributed.core import Status
 from distributed.protocol.serialize import Serialized
 
 from pxcompat.engine.interrupts import OwnFuture, on_main_thread, uninterrupted
@@ -110,6 +111,9 @@ class DaskBackend:
                 return cls(info, client=target)
             # its loop is the user's, and stands still while a call blocks
             return cls({"security_object": given.security, **info})
+        if given.status in (Status.closing, Status.closed, Status.failed):
+            state = given.status.name
+            raise ConnectError(f"the Dask cluster {given!r} is {state}: make another one")
         info = {
             "address": given.scheduler_address,
             "adopt": True,

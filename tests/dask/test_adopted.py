@@ -165,6 +165,13 @@ def test_a_client_that_is_closed_is_no_cluster(cluster: LocalCluster) -> None:
         ipp.Client(closed)
 
 
+def test_a_cluster_that_is_closed_is_none() -> None:
+    with local_cluster(1, processes=False) as closed:
+        pass
+    with pytest.raises(ConnectError, match="is closed: make another one"):
+        ipp.Client(closed)
+
+
 def test_a_client_of_an_event_loop_may_be_given_there(cluster: LocalCluster) -> None:
     async def attach() -> Any:
         async with Client(
