@@ -71,8 +71,10 @@ class Condition(_RLock):  # type: ignore[misc]  # it can be, though typeshed has
                 self.acquire()
             raise
         finally:
-            if not waited._waiters:  # type: ignore[attr-defined]
-                self._waited = None  # which has us: nothing may be left to the garbage collector
+            # it has us, and nothing may be left to the garbage collector; whoever was woken before
+            # us may wait at another one by now
+            if self._waited is waited and not waited._waiters:  # type: ignore[attr-defined]
+                self._waited = None
 
     wait_for = threading.Condition.wait_for
 

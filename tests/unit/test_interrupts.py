@@ -46,6 +46,28 @@ def test_a_condition_wakes_those_who_wait() -> None:
         assert not thread.is_alive()
 
 
+def test_a_condition_wakes_those_who_wait_again() -> None:
+    condition, waiting = Condition(), threading.Semaphore(0)
+
+    def wait() -> None:
+        with condition:
+            for _ in range(3):
+                waiting.release()
+                assert condition.wait(PATIENCE)
+
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        for _ in threads:
+            assert waiting.acquire(timeout=PATIENCE)
+        with condition:  # when the last of them waits
+            condition.notify_all()
+    for thread in threads:
+        thread.join(PATIENCE / 10)
+        assert not thread.is_alive()
+
+
 def test_an_interrupt_as_the_lock_is_let_go_of_is_the_one_that_is_raised() -> None:
     class Interrupting(Condition):
         def _release_save(self) -> Any:
