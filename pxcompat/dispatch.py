@@ -13,6 +13,7 @@ import functools
 import itertools
 import logging
 import sys
+import threading
 import time
 import uuid
 from collections import defaultdict
@@ -110,8 +111,8 @@ class Dispatcher:
     def __init__(self) -> None:
         self.session = uuid.uuid4().hex
         self.backend: Backend
-        #: one for all of this, at which one waits for engines that come or go
-        self.lock = self.engines_changed = Condition()
+        self.lock = threading.RLock()
+        self.engines_changed = Condition(self.lock)
         self.engines: dict[str, EngineInfo] = {}
         self.ids: dict[str, int] = {}
         self.outstanding: dict[str, MessageFuture] = {}

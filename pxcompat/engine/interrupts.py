@@ -9,10 +9,11 @@ import signal
 import sys
 import threading
 import types
-from _thread import RLock as _RLock
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, TypeVar
 
 __all__ = [
     "Condition",
@@ -44,49 +45,40 @@ _at_the_end: list[Callable[[], None]] | None = None
 T = TypeVar("T")
 
 
-class Condition(_RLock):  # type: ignore[misc]  # it can be, though typeshed has it as final
-    """One that is its own lock, which ``with`` takes and leaves in one step.
+class Condition(threading.Condition):
+    """One that ``with`` takes and leaves in one step, and a lock alone until it is waited at.
 
     The standard library's own ``__enter__`` is Python code: an interrupt between its taking the
     lock and its return leaves the lock taken, and whoever wants it next waits for ever.
 
-    There is no more to it until somebody waits.  What the standard library makes for those who do
-    would be most of what a request outstanding costs, in memory and in the garbage collector's
-    time; nobody waits at most of them.
+    What it makes for those who wait, seven objects, would be most of what a request outstanding
+    costs, in memory and in the garbage collector's time; nobody waits at most of them.
     """
 
-    #: while somebody waits
-    _waited: threading.Condition | None = None
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
+    acquire = cached_property(attrgetter("_lock.acquire"))
+    release = cached_property(attrgetter("_lock.release"))
+
+    _waiters: Collection[Any] = ()
+
+    def __init__(self, lock: Any = None) -> None:
+        self._lock = threading.RLock() if lock is None else lock
 
     def wait(self, timeout: float | None = None) -> bool:
-        """As :meth:`threading.Condition.wait`."""
-        waited = self._waited
-        if waited is None:  # whoever waits has the lock
-            waited = self._waited = threading.Condition(self)
+        if "_waiters" not in vars(self):  # whoever waits has the lock
+            super().__init__(self._lock)
         try:
-            return waited.wait(timeout)
+            return super().wait(timeout)
         except BaseException:
             # one that comes just when the lock has been let go of is ahead of what takes it again
             if not self._is_owned():  # type: ignore[attr-defined]
                 self.acquire()
             raise
-        finally:
-            # it has us, and nothing may be left to the garbage collector; whoever was woken before
-            # us may wait at another one by now
-            if self._waited is waited and not waited._waiters:  # type: ignore[attr-defined]
-                self._waited = None
-
-    wait_for = threading.Condition.wait_for
 
     def notify(self, n: int = 1) -> None:
-        """As :meth:`threading.Condition.notify`."""
-        if self._waited is not None:
-            self._waited.notify(n)
-
-    def notify_all(self) -> None:
-        """As :meth:`threading.Condition.notify_all`."""
-        if self._waited is not None:
-            self._waited.notify_all()
+        if self._waiters:
+            super().notify(n)
 
 
 class OwnFuture(concurrent.futures.Future[T]):
@@ -94,7 +86,7 @@ class OwnFuture(concurrent.futures.Future[T]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._condition = Condition()  # type: ignore[assignment]
+        self._condition = Condition()
 
 
 class Event(threading.Event):
@@ -102,7 +94,7 @@ class Event(threading.Event):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cond = Condition()
+        self._cond = Condition(threading.Lock())
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from pxcompat.engine.interrupts import Condition, OwnFuture
 from ..common import PATIENCE
 
 
-def test_a_condition_wakes_those_who_wait() -> None:
-    condition = Condition()
+@pytest.mark.parametrize("lock", [None, threading.Lock()])
+def test_a_condition_wakes_those_who_wait(lock: threading.Lock | None) -> None:
+    condition = Condition(lock)
     with condition:
         condition.notify_all()  # nobody
         assert not condition.wait(0)
@@ -69,12 +70,18 @@ def test_a_condition_wakes_those_who_wait_again() -> None:
 
 
 def test_an_interrupt_as_the_lock_is_let_go_of_is_the_one_that_is_raised() -> None:
-    class Interrupting(Condition):
-        def _release_save(self) -> Any:
-            super()._release_save()
+    class Interrupting:
+        def __init__(self) -> None:
+            self._lock = threading.RLock()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._lock, name)
+
+        def _release_save(self) -> None:
+            self._lock._release_save()  # type: ignore[attr-defined]
             raise KeyboardInterrupt
 
-    condition = Interrupting()
+    condition = Condition(Interrupting())
     with pytest.raises(KeyboardInterrupt), condition:
         condition.wait(PATIENCE)
     assert condition.acquire(blocking=False)
