@@ -11,7 +11,6 @@ import socket
 import sys
 import tempfile
 import threading
-from collections import deque
 from typing import Any
 
 import ray
@@ -29,9 +28,6 @@ from .tables import as_block
 from .wire import pack_output, pack_reply, unpack_request
 
 __all__ = ["EngineActor"]
-
-#: requests of which an engine knows that it has begun them, whatever is purged
-BEGUN = 1000
 
 
 class _Mailed:
@@ -173,8 +169,6 @@ class EngineActor:
         self._registry = registry
         self._post = Post(registry)
         self._lender = Lender()
-        #: the latest requests, also when nothing else is remembered of them
-        self._begun: deque[str] = deque(maxlen=BEGUN)
         self._active = contextlib.ExitStack()
         # the user's start-up files run here: what cannot start up is never offered to anybody
         self._active.enter_context(self._engine.active())
@@ -209,7 +203,6 @@ class EngineActor:
 
     def _run(self, request: Request) -> Any:
         origin = _Called(self._post, request.header["client"])
-        self._begun.append(request.msg_id)
         self._engine.run_now(request, origin)
         answer, lent = origin.answer, None
         if "keep" not in request.header:  # that is for whoever has the reference
@@ -230,7 +223,6 @@ class EngineActor:
             request = unpack_request(*fields)
             client = request.header["client"]
             msg_ids.add(request.msg_id)
-            self._begun.append(request.msg_id)
             self._engine.run_now(request, _Running(self._post, client))
         return pickle.dumps(self._post.take_back(client, msg_ids), protocol=5)
 
@@ -277,9 +269,7 @@ class EngineActor:
         if question == "cancel":
             return tasks.cancel(args["msg_ids"])
         if question == "give_back":
-            return tasks.give_back(
-                [m for m in args["msg_ids"] if m not in self._begun], coming=True
-            )
+            return tasks.give_back(args["msg_ids"], coming=True)
         if question == "status":
             return tasks.status()
         if question == "query":

@@ -20,6 +20,9 @@ __all__ = ["Origin", "Task", "Tasks"]
 
 #: ids of requests to refuse when they arrive, because they were cancelled before
 REFUSED_LIMIT = 100_000
+#: ids of the latest requests that came: what a client says of those on their way may be seconds
+#: old when it is read, by when thousands have been done, and their records forgotten
+ARRIVED_LIMIT = 10_000
 #: ids of requests that clients wait for and that are not here
 EXPECTED_LIMIT = 10_000
 #: clients whose failures are counted
@@ -76,6 +79,7 @@ class Tasks:
         self._tasks: dict[str, Task] = {}
         self._records = Records(max_records, max_bytes)
         self._refused: OrderedDict[str, None] = OrderedDict()
+        self._arrived: OrderedDict[str, None] = OrderedDict()
         self._expected: OrderedDict[str, list[Origin]] = OrderedDict()
         #: by client: how many of its executes failed that abort what is queued behind them
         self._failures: OrderedDict[Any, int] = OrderedDict()
@@ -106,12 +110,16 @@ class Tasks:
             if msg_id in self._refused:
                 del self._refused[msg_id]  # it may be sent again
                 task = None
-            elif task is not None:  # announced before
-                task.announced = False
-                task.request = task.record.request = request
-                task.origins[0] = origin
             else:
-                task = self._enlist(request, origin)
+                if task is not None:  # announced before
+                    task.announced = False
+                    task.request = task.record.request = request
+                    task.origins[0] = origin
+                else:
+                    task = self._enlist(request, origin)
+                self._arrived[msg_id] = None
+                if len(self._arrived) > ARRIVED_LIMIT:
+                    self._arrived.popitem(last=False)
         if task is None:
             origin.reply(Reply(msg_id, "aborted", self._key))
         return task
@@ -186,7 +194,7 @@ class Tasks:
         """
         with self._lock:
             for request in requests:
-                if request.msg_id not in self._records and request.msg_id not in self._refused:
+                if not (self._known(request.msg_id) or request.msg_id in self._refused):
                     self._enlist(request, origin).announced = True
 
     def forget_announced(self, client: str) -> None:
@@ -215,7 +223,7 @@ class Tasks:
             for msg_id in msg_ids:
                 task = self._tasks.get(msg_id)
                 if task is None:
-                    if not coming or msg_id in self._records:
+                    if not coming or self._known(msg_id):
                         continue
                     self._refuse(msg_id)
                 elif task.state != "queued" or (coming and not task.announced):
@@ -253,7 +261,7 @@ class Tasks:
                     answer["cancelled"].append(msg_id)
                 elif task is not None:
                     answer["running"].append(msg_id)
-                elif msg_id in self._records:
+                elif self._known(msg_id):
                     answer["done"].append(msg_id)
                 else:
                     self._refuse(msg_id)
@@ -261,6 +269,10 @@ class Tasks:
         for task in cancelled:
             self.finish(task, Reply(task.request.msg_id, "aborted", self._key))
         return answer
+
+    def _known(self, msg_id: str) -> bool:
+        """Whether a request is, or was, here."""
+        return msg_id in self._records or msg_id in self._arrived
 
     def _refuse(self, msg_id: str) -> None:
         """Have a request answered with "aborted" when it comes."""

@@ -464,6 +464,17 @@ def test_what_is_announced_counts_as_queued_and_can_be_cancelled(on):
     assert "came" in on.names and "never" not in on.names
 
 
+def test_late_news_of_what_is_forgotten_change_nothing(on):
+    done, other = (on.execute("1", silent=True) for _ in range(2))
+    on.me.wait(other)
+    requests = [on.engine.tasks.recall(msg_id) for msg_id in (done, other)]
+    on.engine.tasks.purge(None)
+    on.engine.tasks.announce(requests, on.me)
+    assert on.engine.tasks.status()["queue"] == []
+    assert on.engine.tasks.give_back([done], coming=True) == []
+    assert on.engine.tasks.cancel([other])["done"] == [other]
+
+
 def test_what_a_client_announced_goes_with_it(on):
     theirs = on.request("execute", "them", content={"code": "1", "silent": True})
     ours = on.request("execute", content={"code": "1", "silent": True})
