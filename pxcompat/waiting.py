@@ -87,13 +87,14 @@ class Countdown(Latch):
         about: object = None,
     ) -> None:
         super().__init__()
-        # one more than there are: the last step is taken below, so none can be too early
-        self._left = len(futures) + 1
+        # not too early: the last one is told of this when all others have been
+        self._left = len(futures) or 1
         # apart, as a bound method would be one object more for each request
         self._then, self._about = then, about
         for future in futures:
             future.add_done_callback(self)
-        self()
+        if not futures:
+            self()
 
     def __call__(self, _: object = None) -> None:
         """One of them is done."""

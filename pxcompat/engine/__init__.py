@@ -43,6 +43,11 @@ def engine_of_process() -> Engine | None:
     return _of_process
 
 
+def current_or_none() -> Engine | None:
+    """The engine of this thread, or that which this process exists for."""
+    return _current.engine or _of_process
+
+
 def current() -> Engine:
     """The engine that runs this code.
 
@@ -51,7 +56,7 @@ def current() -> Engine:
     RuntimeError
         When this is no engine's code.
     """
-    engine = _current.engine or _of_process
+    engine = current_or_none()
     if engine is None:
         raise RuntimeError("this only works in code that runs on an engine")
     return engine

@@ -85,8 +85,12 @@ class OwnFuture(concurrent.futures.Future[T]):
     """A future of ours, at which whoever looks at it may be interrupted: see :class:`Condition`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        # as the standard library has it, whose own Condition would be made for nothing
         self._condition = Condition()
+        self._state = "PENDING"
+        self._result = self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
 
 
 class Event(threading.Event):

@@ -18,7 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from . import engine_of_process, engine_of_thread
+from . import current_or_none, engine_of_thread
 
 if TYPE_CHECKING:
     from .runtime import Engine
@@ -48,12 +48,12 @@ class Errand:
 
 def on_an_engine() -> bool:
     """Whether this thread, or this process, is an engine's."""
-    return engine_of_thread() is not None or engine_of_process() is not None
+    return current_or_none() is not None
 
 
 def home() -> dict[str, Any] | None:
     """The connection of the cluster that this thread's or process's engine belongs to."""
-    engine = engine_of_thread() or engine_of_process()
+    engine = current_or_none()
     return None if engine is None else engine.home
 
 

@@ -26,7 +26,7 @@ from .. import serialize
 from ..protocol import Frames, Reply, Request
 from ..serialize.functions import SCALARS
 from ..serialize.pickling import loads_function
-from . import comms, engine_of_process, engine_of_thread, output_of_thread, set_current
+from . import comms, current_or_none, output_of_thread, set_current
 from .counting import counted
 from .failure import describe_failure
 from .interrupts import repeated, set_handler
@@ -457,7 +457,7 @@ class Engine:
 
 
 def _forked() -> None:
-    engine = engine_of_thread() or engine_of_process()
+    engine = current_or_none()
     if engine is not None:
         engine.forked()
 

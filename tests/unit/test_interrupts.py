@@ -16,6 +16,11 @@ from pxcompat.engine.interrupts import Condition, OwnFuture
 from ..common import PATIENCE
 
 
+def test_our_futures_have_what_the_standard_librarys_have() -> None:
+    ours, theirs = vars(OwnFuture()), vars(concurrent.futures.Future())
+    assert {**ours, "_condition": None} == {**theirs, "_condition": None}
+
+
 @pytest.mark.parametrize("lock", [None, threading.Lock()])
 def test_a_condition_wakes_those_who_wait(lock: threading.Lock | None) -> None:
     condition = Condition(lock)
