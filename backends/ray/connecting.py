@@ -16,6 +16,7 @@ from pxcompat.error import BackendError, ConnectError
 
 from . import registry
 from .adoption import explain, upload_where_missing
+from .following import wants
 from .order import PATIENCE, asked, registry_order
 from .session import Session
 
@@ -142,6 +143,15 @@ def populate(info: Mapping[str, Any], there: Any, count: int) -> int:
         if wanted is None:
             keys = ray.get(there.follow.remote(), timeout=timeout)
             wanted = count + len(keys)
+            if not wanted:
+                needs = wants(asked(adopt["options"])["actor"])
+                log.warning(
+                    "no node of the Ray cluster at %s has what an engine asks for (%s): there are"
+                    " no engines until one comes that has it. Have engines ask for less (num_cpus,"
+                    " num_gpus, resources), or add nodes",
+                    info["address"],
+                    ", ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount),
+                )
         else:
             options = adopt["options"]
             if count and options.get("runtime_env"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-__all__ = ["Follower", "share"]
+__all__ = ["Follower", "share", "wants"]
 
 log = logging.getLogger("pxcompat.ray")
 
@@ -17,6 +17,13 @@ log = logging.getLogger("pxcompat.ray")
 PERIOD = 1
 #: seconds between two wishes for more room, at most, where no node has come for them
 LONGEST = 60
+
+
+def wants(actor: Mapping[str, Any]) -> dict[str, float]:
+    """What an engine of these options takes of a node: a CPU at least, or a machine would have
+    any number of them."""
+    cpus, gpus = actor.get("num_cpus") or 1, actor.get("num_gpus") or 0
+    return {"CPU": cpus, "GPU": gpus, **(actor.get("resources") or {})}
 
 
 def share(node: Mapping[str, Any], actor: Mapping[str, Any]) -> int:
@@ -30,9 +37,7 @@ def share(node: Mapping[str, Any], actor: Mapping[str, Any]) -> int:
         Ray's options of an engine.
     """
     has = node["Resources"]
-    wants = {"CPU": actor.get("num_cpus") or 1, "GPU": actor.get("num_gpus") or 0}
-    wants |= actor.get("resources") or {}
-    return min(int(has.get(name, 0) // amount) for name, amount in wants.items() if amount)
+    return min(int(has.get(name, 0) // amount) for name, amount in wants(actor).items() if amount)
 
 
 class Follower:

@@ -90,6 +90,9 @@ ADOPT = """if True:
     except TypeError as error:
         print("unknown", error)
 
+    with ipp.Client(ray, num_cpus=5) as nobody:
+        print("nobody", nobody.ids)
+
     # a last client that is killed
     import subprocess, sys
     code = "import pxcompat, time; rc = pxcompat.Client('auto', n=1); print(rc.ids, flush=True); "
@@ -168,6 +171,13 @@ def test_engines_without_a_place_are_an_error(said: dict[str, list[str]]) -> Non
     assert "It asks for 1 CPU" in cpus and "CPU (0.5 free of 3 in the cluster)" in cpus
     assert "special (0 free of 0 in the cluster)" in special
     assert said["left"] == ["[0, 1, 2]"]
+
+
+def test_a_cluster_without_room_for_any_engine_is_said_to_have_none(
+    said: dict[str, list[str]],
+) -> None:
+    assert said["nobody"] == ["[]"]
+    assert "has what an engine asks for (5 CPU): there are no engines until" in said[""][0]
 
 
 def test_a_lasting_cluster_ends_when_its_controller_is_gone(said: dict[str, list[str]]) -> None:
