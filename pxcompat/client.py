@@ -221,6 +221,8 @@ class Client(Work):
             return
         self._closed = True
         self._finalizer.detach()
+        with self._dispatcher.engines_changed:  # who waits for engines waits in vain
+            self._dispatcher.engines_changed.notify_all()
         self._close_dask()
         _hang_up(self._backend, self._balancer)
         for msg_id in self.outstanding:

@@ -162,7 +162,7 @@ class Engines:
         TimeoutError
             When there are fewer after ``timeout`` seconds.
         EngineError
-            When the cluster ended.
+            When the cluster ended, or the client is closed.
         """
         if n is None:
             if self.cluster is None or not self.cluster.n:
@@ -186,6 +186,11 @@ class Engines:
         else:
             future.set_result(None)
 
+    @property
+    def _hopeless(self) -> str | None:
+        """Why no engine that is waited for will come."""
+        return "this client is closed" if self._closed else self._dispatcher.hopeless
+
     def _wait_engines(self, n: int, timeout: float, bar: bool, widget: bool | None) -> None:
         dispatcher = self._dispatcher
         deadline = None if timeout is None or timeout < 0 else time.monotonic() + timeout
@@ -207,7 +212,7 @@ class Engines:
             while True:
                 with dispatcher.engines_changed:
                     have = len(dispatcher.engines)
-                    if have < n and not dispatcher.hopeless:
+                    if have < n and not self._hopeless:
                         left = None if deadline is None else deadline - time.monotonic()
                         if left is None or left > 0:
                             dispatcher.engines_changed.wait(left)
@@ -216,7 +221,7 @@ class Engines:
                     shown.update(have - shown.n)
                 if have >= n:
                     return
-                if gone := dispatcher.hopeless:
+                if gone := self._hopeless:
                     raise EngineError(f"{n} engines will not come, there are {have}: {gone}")
                 if deadline is not None and time.monotonic() >= deadline:
                     raise TimeoutError(
@@ -255,7 +260,7 @@ class Engines:
         deadline = time.monotonic() + RESTART_TIMEOUT
         with dispatcher.engines_changed:
             while not all(key in dispatcher.ids for key in started):
-                if gone := dispatcher.hopeless:
+                if gone := self._hopeless:
                     raise EngineError(f"not all of {len(started)} engines are back: {gone}")
                 if not dispatcher.engines_changed.wait(deadline - time.monotonic()):
                     raise TimeoutError(

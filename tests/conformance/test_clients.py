@@ -190,6 +190,7 @@ def test_a_closed_client_leaves_nothing(rc: ipp.Client, cluster: Any) -> None:
         lambda rc: rc.send_signal("SIGINT", block=True),
         lambda rc: rc.shutdown(targets=rc.ids[0]),
         lambda rc: rc.shutdown(hub=True),
+        lambda rc: rc.wait_for_engines(len(rc.ids) + 1, timeout=PATIENCE),
     ],
 )
 def test_a_closed_client_says_so(rc: ipp.Client, cluster: Any, question: Any) -> None:
@@ -198,6 +199,16 @@ def test_a_closed_client_says_so(rc: ipp.Client, cluster: Any, question: Any) ->
     with pytest.raises(error.EngineError, match="client is closed"):
         question(other)
     assert rc[:].apply_async(abs, -1).get(PATIENCE) == [1] * len(rc)
+
+
+def test_who_waits_for_engines_is_told_that_the_client_is_closed(
+    rc: ipp.Client, cluster: Any
+) -> None:
+    other = cluster.connect_client_sync()
+    waiting = other.wait_for_engines(len(rc) + 1, block=False)
+    other.close()
+    with pytest.raises(error.EngineError, match="client is closed"):
+        waiting.result(PATIENCE)
 
 
 def test_a_client_that_is_dropped_closes_itself(rc: ipp.Client, cluster: Any) -> None:
