@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 log = logging.getLogger("pxcompat.ray")
+_worker_log = logging.getLogger("ray._private.worker")
 
 _lock = threading.RLock()
 _current: Session | None = None
@@ -146,15 +147,22 @@ def import_ray() -> Any:
     return ray
 
 
+def _of_other_than_sigterm(record: logging.LogRecord) -> bool:
+    return "SIGTERM handler" not in str(record.msg)
+
+
 @contextlib.contextmanager
 def _process_kept() -> Iterator[None]:
     """Put back what Ray changes in a process for its own ends."""
     breakpoint_hook = os.environ.get("PYTHONBREAKPOINT")
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
+    # elsewhere it sets no handler and warns of that, in the user's notebook: nobody wants one
+    _worker_log.addFilter(_of_other_than_sigterm)
     try:
         yield
     finally:
+        _worker_log.removeFilter(_of_other_than_sigterm)
         if breakpoint_hook is None:
             os.environ.pop("PYTHONBREAKPOINT", None)
         else:

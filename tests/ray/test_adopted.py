@@ -211,6 +211,18 @@ def test_starting_is_quiet_and_leaves_the_process_as_it_was(tmp_path: Path) -> N
     assert stat.S_IMODE(os.stat(token).st_mode) == 0o600
 
 
+def test_starting_is_quiet_in_other_threads_too() -> None:
+    done = python(
+        "import asyncio\n"
+        "import pxcompat as ipp\n"
+        "async def main():\n"
+        "    async with ipp.Cluster(backend='ray', n=1, log_level=40) as rc:\n"
+        "        print(rc[0].apply_sync(abs, -1))\n"
+        "asyncio.run(main())\n"
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
 def test_nobody_without_the_token_gets_in(cluster: object, tmp_path: Path) -> None:
     address = cluster.connection.address  # type: ignore[attr-defined]
     assert address.startswith("127.0.0.1:")
