@@ -147,6 +147,7 @@ class EngineActor:
         # Ray's own handler raises SystemExit, with which a cell ends and its engine goes on
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _break_into_pdb()
+        del sys.argv[1:]  # Ray's; code that parses its arguments is given none
         settle(setup)
         _defer_no_interrupts()
         _end_stdin()

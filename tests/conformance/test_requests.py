@@ -245,6 +245,17 @@ def test_code_runs_on_the_main_thread(rc: ipp.Client) -> None:
     assert all(rc.load_balanced_view().map_sync(lambda _: on_main(), range(4)))
 
 
+def test_code_that_parses_its_arguments_finds_none(e0: ipp.DirectView) -> None:
+    def parsed() -> dict[str, int]:
+        import argparse
+
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--steps", type=int, default=3)
+        return vars(parser.parse_args())
+
+    assert e0.apply_sync(parsed) == {"steps": 3}
+
+
 @pytest.mark.parametrize(
     ("ending", "code"), [("pass", 0), ("1 / 0", 1), ("raise SystemExit(3)", 3)]
 )
