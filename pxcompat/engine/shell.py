@@ -125,6 +125,11 @@ class EngineShell(InteractiveShell):
         self.display_pub_class = EngineDisplayPublisher
         super().init_display_pub()
 
+    def init_magics(self) -> None:
+        super().init_magics()
+        # kernels have it; here it is loaded when it is used
+        self.magics_manager.register_lazy("store", "IPython.extensions.storemagic")
+
     def emit(self, type: str, content: dict[str, Any]) -> None:
         """Make an event of the running request's output; without a request, log it."""
         if self.output is not None:

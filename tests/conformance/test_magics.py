@@ -585,3 +585,9 @@ def test_plots_come_back(rc: Any, ip: InteractiveShell, view: Any) -> None:
     with capture_output() as io:
         ip.run_cell_magic("px", f"-t {rc.ids[0]}", "plt.plot([1, 2, 3])")
     assert any("image/png" in output.data for output in io.outputs)
+
+
+def test_variables_are_stored_and_restored(rc: Any, ip: InteractiveShell, view: Any) -> None:
+    px(ip, f"-t {rc.ids[0]}", "kept = [1, 2]\n%store kept\ndel kept")
+    px(ip, "", "%store -r kept")
+    assert view["kept"] == [[1, 2]] * len(view)
