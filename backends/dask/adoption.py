@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import os
 import tempfile
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from distributed import Client
+from distributed import Client, Worker, WorkerPlugin
 from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
 
 import pxcompat
@@ -24,6 +26,8 @@ log = logging.getLogger("pxcompat.dask")
 #: what has to be there where a worker or the scheduler runs
 WORKER_PART = "pxcompat.backends.dask.service"
 SCHEDULER_PART = "pxcompat.backends.dask.registry"
+#: what the scheduler is called in errors
+SCHEDULER = "the scheduler"
 
 
 async def prepare(
@@ -56,7 +60,7 @@ async def prepare(
     """
     workers, missing = await _missing(client, timeout)
     if missing and upload and any(name == NAME for name in missing.values()):
-        await _upload(client)
+        await _upload(client, missing)
         workers, missing = await _missing(client, timeout)
     if missing:
         raise BackendError(_explained(missing, address, upload))
@@ -66,12 +70,47 @@ async def prepare(
     return workers
 
 
-async def install(client: Client, options: dict[str, Any]) -> None:
+async def install(client: Client, options: dict[str, Any], *, upload: bool) -> None:
     """Make engines of the workers, and of those to come, once the registry knows the client; the
-    first client's options are those of all."""
+    first client's options are those of all, and whether those to come are sent the package."""
     from .service import EnginePlugin
 
-    await client.register_plugin(EnginePlugin(options), name=NAME)
+    plugin: WorkerPlugin = EnginePlugin(options)
+    if upload:
+        with _packed() as path:
+            plugin = _bringing(path, options)
+    await client.register_plugin(plugin, name=NAME)
+
+
+def _bringing(path: str, options: dict[str, Any]) -> WorkerPlugin:
+    """An :class:`~.service.EnginePlugin` for workers that may lack the package: it brings it.
+
+    Dask sets all plugins of a new worker up at the same time, so that another one that uploads
+    might be too late.  The class is made here for pickle to send it by value, for what names
+    the package cannot be unpickled where that is not.
+    """
+
+    class EnginePlugin(UploadFile):
+        name = NAME
+        idempotent = True
+        engine: Any = None
+
+        async def setup(self, worker: Worker) -> None:
+            import importlib
+
+            try:
+                service = importlib.import_module(WORKER_PART)
+            except ModuleNotFoundError:
+                await UploadFile.setup(self, worker)
+                service = importlib.import_module(WORKER_PART)
+            self.engine = service.EnginePlugin(options)
+            await self.engine.setup(worker)
+
+        async def teardown(self, worker: Worker) -> None:
+            if self.engine is not None:
+                await self.engine.teardown(worker)
+
+    return EnginePlugin(path)
 
 
 async def _missing(client: Client, timeout: float) -> tuple[set[str], dict[str, str]]:
@@ -81,7 +120,7 @@ async def _missing(client: Client, timeout: float) -> tuple[set[str], dict[str, 
     try:
         await client._run_on_scheduler(importlib.import_module, SCHEDULER_PART)
     except ImportError as error:
-        found["the scheduler"] = error.name or str(error)
+        found[SCHEDULER] = error.name or str(error)
     answers = await _ask_each(client, timeout)
     for worker, answer in answers.items():
         if isinstance(answer, ImportError):
@@ -124,10 +163,20 @@ def _explained(missing: dict[str, str], address: str, upload: bool) -> str:
     return f"the Dask cluster at {address} cannot import {', '.join(modules)} on {who}: {how}"
 
 
-async def _upload(client: Client) -> None:
+async def _upload(client: Client, missing: Collection[str]) -> None:
+    """Send the package to those that lack it."""
+    with _packed() as path:
+        name = os.path.basename(path)
+        if SCHEDULER in missing:  # one in this process would load it in place of what runs here
+            await client.register_plugin(SchedulerUploadFile(path), name=name)
+        await client.register_plugin(UploadFile(path), name=name)
+        await client.unregister_worker_plugin(name)
+
+
+@contextlib.contextmanager
+def _packed() -> Iterator[str]:
+    """The package as a file."""
     with tempfile.TemporaryDirectory(prefix="pxcompat-") as folder:
         path = os.path.join(folder, f"pxcompat-{pxcompat.__version__}.zip")
         pack(path)
-        name = os.path.basename(path)
-        await client.register_plugin(SchedulerUploadFile(path), name=name)
-        await client.register_plugin(UploadFile(path), name=name)
+        yield path

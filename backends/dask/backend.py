@@ -175,16 +175,19 @@ class DaskBackend:
         return comm
 
     async def _prepare(self) -> None:
-        address, upload = self._info["address"], bool(self._info.get("upload"))
-        session = self.sink.session
+        info, session = self._info, self.sink.session
         self._workers = await adoption.prepare(
-            self._client, session, address, upload=upload, timeout=self._timeout
+            self._client,
+            session,
+            info["address"],
+            upload=bool(info.get("upload")),
+            timeout=self._timeout,
         )
 
     async def _adopt(self) -> None:
         """Make engines of the workers, and wait for those of the workers that answer."""
-        options = self._info.get("engine") or {}
-        installing = self._background(adoption.install(self._client, options))
+        options, upload = self._info.get("engine") or {}, bool(self._info.get("upload"))
+        installing = self._background(adoption.install(self._client, options, upload=upload))
         there = self._background(self._engines_there())
         both = [installing, there]
         try:

@@ -386,8 +386,10 @@ def test_workers_without_the_package_are_named_and_may_get_it(tmp_path: Path) ->
         with ipp.Client(cluster, upload=True) as rc:
             rc.wait_for_engines(1, timeout=PATIENCE)
             assert rc[0].apply_sync(os.getpid) != os.getpid()
-            where = rc[0].apply_sync(lambda: __import__("pxcompat").__file__)
-            assert ".zip" in where
+            cluster.scale(2)  # and one that comes later
+            rc.wait_for_engines(2, timeout=PATIENCE)
+            where = rc[:].apply_sync(lambda: __import__("pxcompat").__file__)
+            assert [".zip" in file for file in where] == [True, True]
 
 
 def test_a_worker_that_hangs_is_named_and_waited_for_by_nobody(
