@@ -12,6 +12,7 @@
 ``adoption``       in the client: engines of a cluster that somebody else runs
 ``monitor``        in the scheduler: what engines do, for Dask's diagnostics
 ``observed``       in the worker: its answers to that
+``occupied``       in the worker: keeps an adaptive cluster from closing it
 ``dashboard``      in the scheduler: the page "Engines"
 ``on_demand``      in a scheduler of ours: Dask's pages, when somebody looks
 ``metrics``        in both: numbers for Prometheus

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import dask
 from distributed import Scheduler, SchedulerPlugin
 from distributed.comm.core import Comm
+from distributed.scheduler import WorkerState
 
 from pxcompat.protocol import EngineInfo
 
@@ -99,6 +100,8 @@ class Registry(SchedulerPlugin):
         self._worlds = Worlds(self._end_rank, folder)
         self.changed = asyncio.Condition()
         self._intervals: dict[str, Any] = {}
+        #: addresses of workers whose engines have calls that are no tasks of Dask's
+        self._occupied: set[str] = set()
         for worker in scheduler.stream_comms:
             self.add_worker(scheduler, worker)
         scheduler.handlers["pxcompat_registry"] = self.serve
@@ -106,6 +109,7 @@ class Registry(SchedulerPlugin):
         self.monitor = Monitor(scheduler, lambda: list(self.engines.values()))
         self.monitor.start()
         scheduler.handlers["pxcompat_knows"] = self.knows
+        scheduler.handlers["pxcompat_occupied"] = self.occupy
 
     # -- engines -----------------------------------------------------------------
 
@@ -134,6 +138,16 @@ class Registry(SchedulerPlugin):
         """Whether the scheduler has heard of a task."""
         return key in self.scheduler.tasks
 
+    def occupy(self, address: str, occupied: bool) -> None:
+        """A worker's engine has calls, or has had none for a moment."""
+        (self._occupied.add if occupied else self._occupied.discard)(address)
+
+    def valid_workers_downscaling(
+        self, scheduler: Scheduler, workers: list[WorkerState]
+    ) -> list[WorkerState]:
+        # Dask keeps workers with long tasks, for these would have to start again; a call would fail
+        return [worker for worker in workers if worker.address not in self._occupied]
+
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         # Dask waits some milliseconds for more to send; balanced calls wait for it
         stream = scheduler.stream_comms[worker]
@@ -148,6 +162,7 @@ class Registry(SchedulerPlugin):
         self, scheduler: Scheduler, worker: str, *, stimulus_id: str = "", **kwargs: Any
     ) -> None:
         self._intervals.pop(worker, None)
+        self._occupied.discard(worker)
         for info in list(self.engines.values()):
             if info.address == worker:
                 del self.engines[info.key]

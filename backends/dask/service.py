@@ -16,6 +16,7 @@ from typing import Any
 from distributed import Client, Worker, WorkerPlugin
 from distributed.comm.core import Comm, connect
 from distributed.comm.inproc import InProc
+from distributed.core import Status
 from distributed.protocol.serialize import Serialized
 
 from pxcompat.engine.interrupts import on_main_thread
@@ -31,6 +32,7 @@ from .given import Given
 from .ledger import Ledger
 from .objects import Shelf
 from .observed import Observed
+from .occupied import Occupied
 from .wire import (
     Blob,
     Message,
@@ -185,6 +187,8 @@ class Service:
         self._arrivals: dict[str, asyncio.Event] = {}
         self._dropped: deque[str] = deque(maxlen=1024)
         self._observed = Observed(worker, engine)
+        #: for a cluster of somebody else's, which may adapt
+        self._occupied = None if engine.own_process else Occupied(worker, engine)
         self._client: Client | None = None
         self.shelf = Shelf(self.loop)
 
@@ -209,6 +213,8 @@ class Service:
         for name in ("engine", "blob", "take", "aside", "signal", "stop"):
             self.worker.handlers.pop(f"pxcompat_{name}", None)
         self._observed.remove()
+        if self._occupied is not None:
+            self._occupied.close()
         for given in self.given:
             given.give_back()
         await asyncio.gather(*(channel.finish(1) for channel in list(self._channels)))
@@ -265,6 +271,8 @@ class Service:
 
     def _receive(self, message: Message, peer: _Peer, channel: Channel) -> Any:
         kind = message[0]
+        if self._occupied is not None and kind in ("request", "offer"):
+            self._occupied.came()
         if kind == "request":
             request = unpack_request(message)
             if "keep" in request.header:
@@ -280,7 +288,8 @@ class Service:
             self.engine.submit(request, peer)
         elif kind == "offer":
             _, msg_ids, packed = message
-            if self.engine.idle:
+            # a worker that closes has been given up by the scheduler
+            if self.engine.idle and self.worker.status is Status.running:
                 Given(self, msg_ids[0], unpack(packed)).queue()
             else:
                 channel.send(("returned", msg_ids))

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
+from distributed.core import Status
 
 import pxcompat as ipp
 from pxcompat.error import BackendError, ConnectError, NoEnginesRegistered
@@ -327,6 +328,50 @@ def test_engines_follow_workers() -> None:
         cluster.scale(1)
         wait_until(lambda: len(rc.ids) == 1)
         assert everyone.apply_sync(get_norms, 1) == [1]
+
+
+def wait_for(path: str) -> bool:
+    import os
+    import time
+
+    end = time.monotonic() + 90
+    while not os.path.exists(path) and time.monotonic() < end:
+        time.sleep(0.02)
+    return os.path.exists(path)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_an_adaptive_cluster_keeps_workers_whose_engines_have_calls(
+    balanced: bool, tmp_path: Path
+) -> None:
+    def may_go(dask_scheduler: Any) -> list[str]:
+        chosen: list[str] = dask_scheduler.workers_to_close(n=2)  # as Dask's Adaptive asks
+        return chosen
+
+    with (
+        local_cluster(2, processes=False) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        ipp.Client(client) as rc,
+    ):
+        view = rc.load_balanced_view(0) if balanced else rc[0]
+        everyone = {worker.address for worker in cluster.workers.values()}
+        engine = rc[0].apply_sync(lambda: __import__("pxcompat").engine.current().native.address)
+        wait_until(lambda: set(client.run_on_scheduler(may_go)) == everyone)
+        result = view.apply_async(wait_for, str(tmp_path / "go on"))
+        wait_until(lambda: set(client.run_on_scheduler(may_go)) == everyone - {engine})
+        (tmp_path / "go on").touch()
+        assert result.get(PATIENCE) is True
+        wait_until(lambda: set(client.run_on_scheduler(may_go)) == everyone)
+
+
+def test_a_worker_that_takes_no_tasks_takes_no_balanced_calls() -> None:
+    with local_cluster(1, processes=False) as cluster, ipp.Client(cluster) as rc:
+        (worker,) = cluster.workers.values()
+        worker.status = Status.paused  # or closing, as when the cluster shrinks
+        result = rc.load_balanced_view().apply_async(abs, -1)
+        wait_until(lambda: rc.queue_status()["unassigned"] == 1)
+        worker.status = Status.running
+        assert result.get(PATIENCE) == 1
 
 
 @pytest.mark.slow
