@@ -48,6 +48,11 @@ _FOREIGN = (
         "a cluster file of ipyparallel's own ipcluster. Start a cluster with `pxcluster start`",
     ),
     ({"shell_port", "iopub_port"}, "the connection file of a Jupyter kernel, not of a cluster"),
+    (
+        {"type", "id", "address", "workers"},
+        "the file of a Dask scheduler. Connect with"
+        " `Client(distributed.Client(scheduler_file=...))`",
+    ),
 )
 
 
@@ -140,9 +145,7 @@ class Connection:
         ConnectionFileError
             When it is of another version or of something else.
         """
-        for keys, what in _FOREIGN:
-            if keys <= content.keys():
-                raise ConnectionFileError(f"{where} is {what}.")
+        _check_foreign(content, where)
         if "backend" not in content or "version" not in content:
             raise ConnectionFileError(
                 f"{where} is not a connection file of pxcompat: it has no 'backend' or no"
@@ -179,7 +182,7 @@ def read(path: str | os.PathLike[str], *, allow_stale: bool = False) -> Connecti
     path = Path(path)
     try:
         with path.open(encoding="utf-8") as file:
-            _check_access(path, os.fstat(file.fileno()))
+            stat = os.fstat(file.fileno())
             content = json.load(file)
     except FileNotFoundError:
         raise MissingConnectionFile(
@@ -188,8 +191,6 @@ def read(path: str | os.PathLike[str], *, allow_stale: bool = False) -> Connecti
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as exc:
         raise ConnectionFileError(f"The connection file {path} is not JSON: {exc}.") from exc
-    except ConnectionFileError:
-        raise
     except OSError as exc:
         raise ConnectionFileError(
             f"The connection file {path} cannot be read: {exc.strerror}."
@@ -197,6 +198,8 @@ def read(path: str | os.PathLike[str], *, allow_stale: bool = False) -> Connecti
     if not isinstance(content, dict):
         raise ConnectionFileError(f"The connection file {path} holds no JSON object.")
 
+    _check_foreign(content, f"The file {path}")  # others' files may be open to everybody
+    _check_access(path, stat)
     connection = Connection.from_dict(content, f"The file {path}")
     if not allow_stale and connection.local and connection.owner() is None:
         raise StaleConnectionFile(
@@ -205,6 +208,12 @@ def read(path: str | os.PathLike[str], *, allow_stale: bool = False) -> Connecti
             " a new cluster."
         )
     return connection
+
+
+def _check_foreign(content: Mapping[str, Any], where: str) -> None:
+    for keys, what in _FOREIGN:
+        if keys <= content.keys():
+            raise ConnectionFileError(f"{where} is {what}.")
 
 
 def _check_access(path: Path, stat: os.stat_result) -> None:

@@ -159,6 +159,11 @@ class TestRefused:
         self.put(path, {"shell_port": 1, "iopub_port": 2, "key": ""})
         assert "Jupyter kernel" in self.refused(path)
 
+    def test_a_dask_scheduler_s(self, path: Path) -> None:
+        self.put(path, {"type": "Scheduler", "id": "S", "address": "tcp://a:1", "workers": {}})
+        path.chmod(0o644)  # as Dask writes it
+        assert "distributed.Client(scheduler_file=" in self.refused(path)
+
     def test_stale(self, path: Path, dead_pid: int) -> None:
         write(path, a_connection(pid=dead_pid))
         message = self.refused(path, StaleConnectionFile)
