@@ -258,9 +258,11 @@ def _connect(ray: Any, address: str, info: Mapping[str, Any], timeout: float) ->
                     raise
             time.sleep(0.1)
     except Exception as error:
+        hint = "is RAY_AUTH_TOKEN, or ~/.ray/auth_token, the cluster's token?"
+        if "any running Ray" in str(error):
+            hint = "`ray start --head` starts one; of one elsewhere give the address"
         raise ConnectError(
-            f"cannot connect to the Ray cluster at {address} (stage: ray.init; is "
-            "RAY_AUTH_TOKEN, or ~/.ray/auth_token, the cluster's token?): "
+            f"cannot connect to the Ray cluster at {address} (stage: ray.init; {hint}): "
             f"{type(error).__name__}: {error}"
         ) from error
     dashboard = getattr(context, "dashboard_url", None) or ""
@@ -296,7 +298,7 @@ def _dashboard(ray: Any) -> str:
 def _check_reachable(address: str, timeout: float) -> None:
     """Find out quickly, and quietly, what Ray finds out after many seconds and lines."""
     if address == "auto":  # which Ray takes from there, first of all
-        address = os.environ.get("RAY_ADDRESS", "auto")
+        address = os.environ.get("RAY_ADDRESS") or "auto"
     target = address.removeprefix("ray://")
     if address in ("auto", "local") or os.environ.get("RAY_USE_TLS") == "1":
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import sys
@@ -275,3 +276,16 @@ def test_no_ray_is_started_while_a_client_disconnects(monkeypatch: pytest.Monkey
     assert session.taken("h:1")
     monkeypatch.setattr(session, "_lock", Lock())
     assert not session.taken("h:1")
+
+
+def test_auto_where_no_ray_runs_is_said_to_be_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    from ray._private import services
+
+    monkeypatch.setenv("RAY_ADDRESS", "")  # Ray takes an empty one for none
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(services, "find_gcs_addresses", functools.cache(set))  # others' run
+    with pytest.raises(ipp.error.ConnectError, match="`ray start --head` starts one"):
+        session._connect(ray, "auto", {}, timeout=3)
