@@ -25,6 +25,7 @@ from .dependency import Dependency
 from .dispatch import Dispatcher
 from .display import ExecuteReply
 from .engine import calls
+from .engine.interrupts import uninterrupted
 from .error import (
     EngineError,
 )
@@ -220,11 +221,12 @@ class Client(Work):
         if self._closed:
             return
         self._closed = True
-        self._finalizer.detach()
-        with self._dispatcher.engines_changed:  # who waits for engines waits in vain
-            self._dispatcher.engines_changed.notify_all()
-        self._close_dask()
-        _hang_up(self._backend, self._balancer)
+        with uninterrupted():  # a client that is half closed would never be closed
+            self._finalizer.detach()
+            with self._dispatcher.engines_changed:  # who waits for engines waits in vain
+                self._dispatcher.engines_changed.notify_all()
+            self._close_dask()
+            _hang_up(self._backend, self._balancer)
         for msg_id in self.outstanding:
             why = f"the client was closed before task {msg_id!r} was done; get_result() of another"
             self._dispatcher.fail(msg_id, EngineError(f"{why} client can fetch it"))

@@ -150,7 +150,12 @@ class DaskBackend:
 
     def _run(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
         """Run a coroutine on the client's loop and wait for it."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(timeout)
+        except BaseException:
+            future.cancel()  # whoever was interrupted does not want what it would still open
+            raise
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
@@ -171,7 +176,11 @@ class DaskBackend:
     async def _dial(self, address: str, op: str, role: str = "client") -> Any:
         args = self._client.security.get_connection_args(role)
         comm = await connect(address, deserialize=False, **args)
-        await comm.write({"op": op, "client": self.sink.session, "reply": False})
+        try:
+            await comm.write({"op": op, "client": self.sink.session, "reply": False})
+        except BaseException:
+            comm.abort()
+            raise
         return comm
 
     async def _prepare(self) -> None:
@@ -290,6 +299,9 @@ class DaskBackend:
             # it may have died meanwhile; then the registry says so
             log.debug("no channel to %s: %s", engine.name, error)
             del self._engines[info.key]
+            return
+        if self._closed:
+            comm.abort()  # what hangs up does not know of it
             return
         engine.channel = Channel(comm, lambda message: self._hear_engine(engine, message))
         engine.task = self._background(self._listen(engine))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import dask
 from distributed import Client
 from distributed.security import Security
 
+from pxcompat.engine.interrupts import uninterrupted
 from pxcompat.error import ConnectError, ConnectionFileError
 
 from .process import security_of
@@ -21,9 +23,19 @@ class _Client(Client):
     """Dask's client, which ends quietly when its scheduler does, and leaves nothing behind."""
 
     def start(self, **kwargs: Any) -> None:
+        # as Dask's own, but for interrupts: a loop that is half started cannot be stopped, and a
+        # start that is cancelled while it connects leaves a connection, and a warning
+        starting = None
         try:
-            super().start(**kwargs)
+            with uninterrupted():
+                self._loop_runner.start()
+                loop = self._loop_runner.loop.asyncio_loop
+                starting = asyncio.run_coroutine_threadsafe(self._start(**kwargs), loop)
+            starting.result()
         except BaseException:
+            if starting is not None:
+                concurrent.futures.wait([starting], timeout=1)
+                starting.cancel()
             # Its own __del__ would stop its thread, or try to: whenever the garbage collector
             # comes by, under a lock that may be held, and not at all when it closed itself.
             self.close(timeout=1)

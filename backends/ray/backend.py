@@ -145,8 +145,9 @@ class RayBackend:
         except BaseException:
             self.close()
             raise
-        self._thread.start()
-        self._announcer.start()
+        with uninterrupted():  # close() counts on both threads, or on neither
+            self._announcer.start()
+            self._thread.start()
         self._events.put(lambda: self._hear(known))
         self._listen()
         with self._met:

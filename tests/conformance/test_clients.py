@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -175,6 +176,39 @@ def test_a_closed_client_leaves_nothing(rc: ipp.Client, cluster: Any) -> None:
     wait_until(lambda: all(now <= then for now, then in zip(state(), before, strict=True)))
     with pytest.raises(error.EngineError, match="closed"):
         other[:].apply_sync(lambda: 1)
+
+
+def test_a_client_that_is_interrupted_leaves_nothing(
+    rc: ipp.Client, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.connect_client_sync().close()
+    before = threading.active_count()
+    start = threading.Thread.start
+
+    def start_interrupted(thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        start(thread)
+        signal.raise_signal(signal.SIGINT)
+
+    # while it connects
+    monkeypatch.setattr(threading.Thread, "start", start_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.connect_client_sync()
+    wait_until(lambda: threading.active_count() <= before)
+
+    # while it closes
+    other = cluster.connect_client_sync()
+    close = other._backend.close
+
+    def close_interrupted() -> None:
+        signal.raise_signal(signal.SIGINT)
+        close()
+
+    monkeypatch.setattr(other._backend, "close", close_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        other.close()
+    wait_until(lambda: threading.active_count() <= before)
+    assert rc[:].apply_async(abs, -1).get(PATIENCE) == [1] * len(rc)
 
 
 @pytest.mark.parametrize(
