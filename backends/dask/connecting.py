@@ -66,8 +66,9 @@ def _security(info: Mapping[str, Any]) -> Any:
     if isinstance(pems, Security):  # as Dask's own Client takes it
         return pems
     try:
-        security = security_of(pems)
-        security.get_connection_args("client")  # reads them
+        with uninterrupted():  # Dask has the key in a temporary file meanwhile
+            security = security_of(pems)
+            security.get_connection_args("client")  # reads them
     except (KeyError, OSError, ValueError) as error:
         raise ConnectError(
             f"the credentials for the Dask scheduler at {info['address']} are damaged "
