@@ -35,7 +35,7 @@ __all__ = ["LaunchedCluster", "check_host", "read_order", "remove", "say", "sett
 log = logging.getLogger("pxcompat.backends")
 
 #: seconds for a controller to end by itself, whose start was given up
-GRACE = 8
+GRACE = 10
 
 
 class LaunchedCluster:

@@ -33,6 +33,8 @@ CONNECT_TIMEOUT = 10
 
 __all__ = ["main"]
 
+#: seconds for the registry to end the engines
+PARTING = 3
 #: seconds for Ray's processes to end by themselves, before they are killed
 GRACE = 5
 #: what the main thread is told: the cluster is to end; nobody has said so yet; the engines are
@@ -156,10 +158,10 @@ class _Controller:
             self.later.end()
         children = psutil.Process().children(recursive=True)
         with contextlib.suppress(Exception):
-            if self.address and self.registry is not None:
-                # somebody else's Ray goes on, without our actors
-                ray.get(self.registry.stop.remote(), timeout=GRACE)
-                ray.kill(self.registry)
+            if self.registry is not None:
+                ray.get(self.registry.stop.remote(), timeout=PARTING)
+                if self.address:  # somebody else's Ray goes on, without our actors
+                    ray.kill(self.registry)
         if ray.is_initialized():
             ray.shutdown()
         deadline = time.monotonic() + GRACE

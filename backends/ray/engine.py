@@ -29,6 +29,9 @@ from .wire import pack_output, pack_reply, unpack_request
 
 __all__ = ["EngineActor"]
 
+#: seconds for what is to be called when a program ends
+PARTING = 3
+
 
 class _Mailed:
     """The Origin of requests whose replies go by mail: announced ones, and other clients'."""
@@ -102,6 +105,14 @@ def _defer_no_interrupts() -> None:
 
     if hasattr(utils, "DeferSigint"):
         utils.DeferSigint.create_if_main_thread = staticmethod(contextlib.nullcontext)
+
+
+def _call_exit_functions() -> None:
+    """What Python does when a program ends: pools of processes are ended before others wait for
+    their children."""
+    for function in reversed(getattr(threading, "_threading_atexits", ())):
+        function()
+    atexit._run_exitfuncs()
 
 
 def _weight(event: OutputEvent) -> int:
@@ -239,10 +250,14 @@ class EngineActor:
     def stop(self) -> None:
         """End the process, as a Python program ends."""
         self._lender.wait()
+        # not ray.actor.exit_actor(), which waits until nobody refers to anything made here
+        limit = threading.Timer(PARTING, self._registry.bury.remote, [self._engine.key])
+        limit.daemon = True
+        limit.start()  # what is called now may wait for ever
         self._active.close()
         atexit.unregister(ray.shutdown)
-        atexit._run_exitfuncs()
-        # not ray.actor.exit_actor(), which waits until nobody refers to anything made here
+        _call_exit_functions()
+        limit.cancel()
         self._registry.bury.remote(self._engine.key)
 
     def bye(self, never: Any) -> None:

@@ -53,6 +53,8 @@ BOILERPLATE = (
 SOON = 5
 #: seconds for engines to end when the last client leaves
 LEAVING = 5
+#: seconds for engines to end in good order when their cluster does
+FAREWELL = 2
 #: engines remembered that ended before they were there
 STILLBORN = 64
 
@@ -535,8 +537,16 @@ class Registry:
             self._follower.stop()
             self._follower = None
         self._signallers.close()
+        self._worlds.dissolve(list(self._engines))
+        ending = []
         for entry in list(self._engines.values()):
             entry.reason = "its cluster was stopped"
+            if entry.info is not None:
+                await self._question(entry, ("", -1, "stop", {}))
+                ending.append(asyncio.ensure_future(entry.gone.wait()))
+        if ending:  # as Python programs end: libraries have things to put away
+            await asyncio.wait(ending, timeout=FAREWELL)
+        for entry in self._engines.values():
             ray.kill(entry.handle)
         await self._worlds.close()
         self._ended.set()

@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -33,11 +34,19 @@ def test_a_second_client_sees_the_same_engines_and_names(rc: ipp.Client, cluster
         assert other._engines == rc._engines
 
 
-def test_a_cluster_that_was_shut_down_is_not_found_again(backend: str) -> None:
-    for _ in range(3):
+def test_a_cluster_that_was_shut_down_is_not_found_again(backend: str, tmp_path: Path) -> None:
+    def leave_word(path: str) -> None:
+        import atexit
+        import pathlib
+
+        atexit.register(pathlib.Path(path).touch)
+
+    for n in range(3):
         client = ipp.Client(n=1, backend=backend)
-        assert client[:].apply_sync(abs, -1) == [1]
+        client[:].apply_sync(leave_word, str(tmp_path / str(n)))
         client.shutdown(hub=True)
+        # its engines end as programs do
+        wait_until((tmp_path / str(n)).exists)
 
 
 def test_no_first_map_waits_for_the_garbage_collector(

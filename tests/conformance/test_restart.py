@@ -103,6 +103,22 @@ def test_engines_are_stopped_while_they_end(rc: ipp.Client, cluster: Any) -> Non
     wait_until(lambda: rc.ids == before)
 
 
+def test_an_engine_with_a_pool_of_processes_is_stopped(rc: ipp.Client, cluster: Any) -> None:
+    name = cluster.start_engines_sync(1)
+    cluster.wait_for_engines_sync(name, timeout=PATIENCE)
+    (engine,) = cluster.engine_ids(name)
+    wait_until(lambda: engine in rc.ids)
+    rc[engine].execute(
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "pool = ProcessPoolExecutor(1)\n"
+        "child = pool.submit(__import__('os').getpid).result()",
+        block=True,
+    )
+    child = rc[engine].pull("child", block=True)
+    rc.shutdown(engine, block=True)
+    wait_until(lambda: not psutil.pid_exists(child))
+
+
 def test_engines_are_stopped_while_they_start(rc: ipp.Client, cluster: Any) -> None:
     before = rc.ids
     cluster.start_engines_sync(1, engine_set_id="mine")
