@@ -274,7 +274,7 @@ class Client(Work):
 
         Raises
         ------
-        EngineError
+        ClientClosed
             When this client is closed.
         BackendError
             With ``restart``, when engines of this cluster cannot be restarted from here

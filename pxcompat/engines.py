@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .dispatch import Dispatcher
 from .engine.interrupts import OwnFuture
-from .error import EngineError, InvalidEngineId, NoEnginesRegistered, no_restart
+from .error import ClientClosed, EngineError, InvalidEngineId, NoEnginesRegistered, no_restart
 from .progress import aside, noninteractive
 from .protocol import Backend
 from .util import ReverseDict, progress
@@ -40,7 +40,7 @@ class Engines:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise EngineError("this client is closed; make a new Client()")
+            raise ClientClosed("this client is closed; make a new Client()")
         if self._dispatcher.lost is not None:
             raise EngineError(f"{self._dispatcher.lost}; make a new Client()")
 

@@ -6,6 +6,7 @@
      └ IPythonError
         └ KernelError
            ├ EngineError             the engine died, or the cluster is out of reach
+           │  └ ClientClosed         ... for this client, which was closed (a RuntimeError too)
            ├ NoEnginesRegistered     the operation needs engines and there are none
            ├ InvalidEngineId         no engine has that id (an IndexError too)
            ├ TaskAborted             cancelled before it ran
@@ -52,6 +53,10 @@ class KernelError(IPythonError):
 
 class EngineError(KernelError):
     """An engine died, or cannot be reached."""
+
+
+class ClientClosed(EngineError, RuntimeError):
+    """The client is closed."""
 
 
 class NoEnginesRegistered(KernelError):

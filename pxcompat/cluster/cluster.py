@@ -227,7 +227,9 @@ class Cluster(ClusterFile, LoggingConfigurable):
             return MPIEngineSetLauncher
         if isinstance(named, str) and not named.rpartition(".")[2].lower().startswith("local"):
             self.log.warning(
-                "%s=%r is not used: the %s backend starts the processes, on this machine.",
+                "%s=%r is not used: the %s backend starts the processes, on this machine."
+                " Engines elsewhere: Client(cluster), with a SLURMCluster or the like of"
+                " dask-jobqueue's, or an SSHCluster of Dask's.",
                 proposal.trait.name,
                 named,
                 self.backend,

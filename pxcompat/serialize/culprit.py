@@ -18,7 +18,7 @@ def explain(
     """The error that names the innermost part which ``pickle`` cannot do, and the path to it."""
     path, culprit = _find_culprit(obj, name, pickle, depth=0)
     return SerializationError(
-        f"cannot pickle {path}, of type {_type_name(culprit)}: {error}. "
+        f"cannot pickle {path}, of type {_type_name(culprit)}: {str(error).rstrip('.')}. "
         "Send what it is made from and build it on the engine, or define it there with %px."
     )
 

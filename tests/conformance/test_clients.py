@@ -252,6 +252,8 @@ def test_who_waits_for_engines_is_told_that_the_client_is_closed(
     other.close()
     with pytest.raises(error.EngineError, match="client is closed"):
         waiting.result(PATIENCE)
+    with pytest.raises(RuntimeError, match="client is closed"):  # ipyparallel's kind of error
+        other.queue_status()
 
 
 def test_a_client_that_is_dropped_closes_itself(rc: ipp.Client, cluster: Any) -> None:
