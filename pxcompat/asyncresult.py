@@ -98,7 +98,8 @@ class AsyncResult(RequestInfo):
         self._client = client
         self._children = [known(client, c) if isinstance(c, str) else c for c in children]
         self._fname = fname
-        self._targets = targets
+        # not a list, through which the garbage collector would go again and again
+        self._targets = None if targets is None else tuple(targets)
         self.owner = owner
         self._return_exceptions = return_exceptions
         self._chunk_sizes = dict(chunk_sizes or {})

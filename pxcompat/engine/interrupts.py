@@ -81,15 +81,24 @@ class Condition(threading.Condition):
             super().notify(n)
 
 
+class _Waiters:
+    """A future's list of those who wait at it among others, made when somebody looks."""
+
+    def __get__(self, future: Any, owner: Any = None) -> list[Any]:
+        waiters: list[Any] = vars(future).setdefault("_waiters", [])
+        return waiters
+
+
 class OwnFuture(concurrent.futures.Future[T]):
     """A future of ours, at which whoever looks at it may be interrupted: see :class:`Condition`."""
 
+    _waiters = _Waiters()
+
     def __init__(self) -> None:
-        # as the standard library has it, whose own Condition would be made for nothing
+        # as the standard library has it, which would make a Condition of its own for nothing
         self._condition = Condition()
         self._state = "PENDING"
         self._result = self._exception = None
-        self._waiters: list[Any] = []
         self._done_callbacks: list[Any] = []
 
 

@@ -17,7 +17,9 @@ from ..common import PATIENCE
 
 
 def test_our_futures_have_what_the_standard_librarys_have() -> None:
-    ours, theirs = vars(OwnFuture()), vars(concurrent.futures.Future())
+    future: OwnFuture[None] = OwnFuture()
+    assert future._waiters == [] and future._waiters is future._waiters
+    ours, theirs = vars(future), vars(concurrent.futures.Future())
     assert {**ours, "_condition": None} == {**theirs, "_condition": None}
 
 
