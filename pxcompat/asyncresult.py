@@ -23,6 +23,7 @@ from typing import Any, Protocol, SupportsIndex
 from .cards import result_card
 from .children import ResultClient, error_of, known, merged, reply_error_of, value_of
 from .display import ExecuteReply
+from .engine.interrupts import OnDemand
 from .engine.nested import help_until
 from .futures import Latch, MessageFuture
 from .joining import LARGE, join_arrays
@@ -80,6 +81,7 @@ class AsyncResult(RequestInfo):
     """
 
     owner: bool
+    _lock = OnDemand(threading.RLock)
 
     def __init__(
         self,
@@ -98,13 +100,10 @@ class AsyncResult(RequestInfo):
         self._client = client
         self._children = [known(client, c) if isinstance(c, str) else c for c in children]
         self._fname = fname
-        # not a list, through which the garbage collector would go again and again
-        self._targets = None if targets is None else tuple(targets)
+        self._targets = targets
         self.owner = owner
         self._return_exceptions = return_exceptions
         self._chunk_sizes = dict(chunk_sizes or {})
-        # of one request that one's, which whoever loads its result takes anyway
-        self._lock = self._children[0]._lock if len(self._children) == 1 else threading.RLock()
         self._loaded: tuple[Any, BaseException | None] | None = None
         self._cancelling = False
         Countdown(self._children, AsyncResult._complete, self)

@@ -15,7 +15,7 @@ from concurrent.futures import (
 )
 from typing import Any, Protocol, TypeVar
 
-from .engine.interrupts import OwnFuture, uninterrupted
+from .engine.interrupts import OnDemand, OwnFuture, uninterrupted
 from .protocol import Frames, LargeResult, OutputEvent
 
 __all__ = [
@@ -275,6 +275,8 @@ class MessageFuture(OwnFuture[Any]):
         What went wrong, as the reply has it.
     """
 
+    _lock = OnDemand(threading.RLock)
+
     def __init__(
         self,
         msg_id: str,
@@ -300,7 +302,6 @@ class MessageFuture(OwnFuture[Any]):
         self.outputs = 0
         #: how many items of a map that runs are done, as far as the engine has said
         self.items_done = 0
-        self._lock = threading.RLock()
         self._listeners: tuple[Listener, ...] = ()
         #: of the result, pickled
         self.nbytes = 0

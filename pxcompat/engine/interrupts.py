@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 __all__ = [
     "Condition",
     "Event",
+    "OnDemand",
     "OwnFuture",
     "held_from_the_first_on",
     "on_main_thread",
@@ -81,18 +82,23 @@ class Condition(threading.Condition):
             super().notify(n)
 
 
-class _Waiters:
-    """A future's list of those who wait at it among others, made when somebody looks."""
+class OnDemand:
+    """An attribute that is made when somebody looks; one for all who look at the same time."""
 
-    def __get__(self, future: Any, owner: Any = None) -> list[Any]:
-        waiters: list[Any] = vars(future).setdefault("_waiters", [])
-        return waiters
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, cls: type | None = None) -> Any:
+        return vars(owner).setdefault(self._name, self._make())
 
 
 class OwnFuture(concurrent.futures.Future[T]):
     """A future of ours, at which whoever looks at it may be interrupted: see :class:`Condition`."""
 
-    _waiters = _Waiters()
+    _waiters = OnDemand(list)
 
     def __init__(self) -> None:
         # as the standard library has it, which would make a Condition of its own for nothing

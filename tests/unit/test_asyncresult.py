@@ -466,7 +466,7 @@ def test_split_and_join(client: FakeClient) -> None:
     for i, child in enumerate(children):
         end(child, i)
     assert [part.get() for part in parts] == joined.get() == [0, 1, 2]
-    assert list(joined._targets) == [0, 1, 2]
+    assert joined._targets == [0, 1, 2]
     with pytest.raises(ValueError):
         AsyncResult.join()
 
