@@ -99,7 +99,6 @@ class Engines:
         """
         with self._dispatcher.lock:
             keys = {info.id: key for key, info in self._dispatcher.engines.items()}
-        # a bool is no engine, but counts as one there, too
         if isinstance(targets, int) and targets in keys:
             return [keys[targets]], [targets]
         ids = sorted(keys)

@@ -92,6 +92,8 @@ class OnDemand:
         self._name = name
 
     def __get__(self, owner: Any, cls: type | None = None) -> Any:
+        if owner is None:
+            return self
         return vars(owner).setdefault(self._name, self._make())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import inspect
 import os
 import signal
 import threading
@@ -19,6 +20,7 @@ from ..common import PATIENCE
 def test_our_futures_have_what_the_standard_librarys_have() -> None:
     future: OwnFuture[None] = OwnFuture()
     assert future._waiters == [] and future._waiters is future._waiters
+    assert "_waiters" in dict(inspect.getmembers(OwnFuture))
     ours, theirs = vars(future), vars(concurrent.futures.Future())
     assert {**ours, "_condition": None} == {**theirs, "_condition": None}
 
