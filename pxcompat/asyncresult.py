@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any, Protocol, SupportsIndex
 from .cards import result_card
 from .children import ResultClient, error_of, known, merged, reply_error_of, value_of
 from .display import ExecuteReply
-from .engine.interrupts import OnDemand
+from .engine.interrupts import OnDemand, RLock
 from .engine.nested import help_until
 from .futures import Latch, MessageFuture
 from .joining import LARGE, join_arrays
@@ -81,7 +80,7 @@ class AsyncResult(RequestInfo):
     """
 
     owner: bool
-    _lock = OnDemand(threading.RLock)
+    _lock = OnDemand(RLock)
 
     def __init__(
         self,
@@ -107,27 +106,30 @@ class AsyncResult(RequestInfo):
         self._loaded: tuple[Any, BaseException | None] | None = None
         self._cancelling = False
         Countdown(self._children, AsyncResult._complete, self)
-        latches: list[AsyncResult | Latch] = [self, *(c.output_latch for c in self._children)]
+        latches: list[AsyncResult | Latch] = [self, *[c.output_latch for c in self._children]]
         self._output_event = Countdown(latches, AsyncResult._forget_metadata, self)
 
     def _complete(self) -> None:
         """All children are done.  Runs in the thread that receives replies: unpickles nothing."""
         if self.owner:
+            results = self._client.results
             for child in self._children:
-                self._client.results.pop(child.msg_id, None)
+                results.pop(child.msg_id, None)
         failure = self._error_in(self._children, reply_error_of)
-        # it may have been cancelled in the meantime
-        with suppress(InvalidStateError):
+        try:
             if failure is None:
                 self.set_result(None)
             else:
                 self.set_exception(failure)
+        except InvalidStateError:
+            return  # it has been cancelled in the meantime
 
     def _forget_metadata(self) -> None:
         """All output is there, and the result."""
         if self.owner:
+            metadata = self._client.metadata
             for child in self._children:
-                self._client.metadata.pop(child.msg_id, None)
+                metadata.pop(child.msg_id, None)
 
     # -- from replies to a result ------------------------------------------------
 
@@ -286,10 +288,11 @@ class AsyncResult(RequestInfo):
                 for part in done:
                     if not part._success:
                         return part.get(return_exceptions=return_exceptions)
+                raise TimeoutError("Result not ready.")
         elif not self.done():
             self._wait_unpickling(timeout)
-        if not self.done():
-            raise TimeoutError("Result not ready.")
+            if not self.done():
+                raise TimeoutError("Result not ready.")
         if return_exceptions and not self.cancelled() and self.exception() is not None:
             return self._reconstruct_result(self._raw_results)
         return self.result()

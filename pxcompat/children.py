@@ -54,13 +54,12 @@ def reply_error_of(child: MessageFuture) -> BaseException | None:
 
 def error_of(child: MessageFuture) -> BaseException | None:
     """A finished child's error, which may be that its result cannot be unpickled."""
-    return reply_error_of(child) or child.unpickle()
+    return CancelledError(child.msg_id) if child.cancelled() else child.unpickle()
 
 
 def value_of(child: MessageFuture) -> Any:
     """A finished child's result, or its error."""
-    error = error_of(child)
-    return child.value() if error is None else error
+    return CancelledError(child.msg_id) if child.cancelled() else child.value()
 
 
 def merged(failed: Sequence[tuple[MessageFuture, BaseException]], fname: str) -> BaseException:

@@ -20,18 +20,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from . import serialize
 from .bounded import BoundedDict, BoundedList
 from .comms import relay
 from .display import ExecuteReply
-from .engine import calls
+from .engine import calls, current_or_none
 from .engine.comms import hear
 from .engine.interrupts import Condition, uninterrupted
-from .engine.nested import NESTED, on_an_engine, telling
+from .engine.nested import NESTED, telling
 from .error import EngineDied, EngineError, TaskAborted, unwrap_exception
-from .futures import SENT, MessageFuture, Metadata
+from .futures import SENT, Latch, MessageFuture, Metadata
 from .objects import Accepted, RemoteReference
 from .protocol import Backend, EngineInfo, Frames, Handle, LargeResult, OutputEvent, Reply, Request
 
@@ -134,8 +134,9 @@ class Dispatcher:
         #: by its key: why an engine ended that never was there
         self.stillborn: dict[str, str] = {}
         self._awaited: dict[str, tuple[MessageFuture, int]] = {}
-        #: those that somebody still has
-        self._ended: WeakValueDictionary[str, MessageFuture] = WeakValueDictionary()
+        #: those that somebody still has; a WeakValueDictionary takes four steps more for each
+        self._ended: dict[str, Callable[[], MessageFuture | None]] = {}
+        self._gone = self._ended.pop
         self._count = itertools.count()
 
     # -- sending -------------------------------------------------------------------
@@ -145,9 +146,15 @@ class Dispatcher:
         return f"{self.session}_{next(self._count)}"
 
     def register(
-        self, kind: str, label: str, key: str | None, header: dict[str, Any] | None = None
+        self,
+        kind: str,
+        label: str,
+        key: str | None,
+        header: dict[str, Any] | None = None,
+        sent: Latch | None = None,
     ) -> MessageFuture:
-        """The future of a request that is about to be sent (to the engine ``key``)."""
+        """The future of a request that is about to be sent (to the engine ``key``); ``sent`` where
+        it is known when its buffers have left."""
         now = time.time()
         msg_id = self.new_id()
         info = self.engines.get(key) if key else None
@@ -161,7 +168,7 @@ class Dispatcher:
             follow=header.get("follow"),
             label=header.get("label"),
         )
-        future = MessageFuture(msg_id, method=kind, metadata=metadata)
+        future = MessageFuture(msg_id, method=kind, metadata=metadata, sent=sent)
         with self.lock:
             self.history.append(msg_id)
             self.track(future, key)
@@ -171,7 +178,7 @@ class Dispatcher:
         """Take a future as outstanding (on the engine ``key``)."""
         with self.lock:
             self.outstanding[future.msg_id] = future
-            self.metadata[future.msg_id] = future.metadata
+            self.metadata.put(future.msg_id, future.metadata, 0)
             if key is not None:
                 self.by_engine[key].add(future.msg_id)
 
@@ -194,7 +201,7 @@ class Dispatcher:
         """The header of a request."""
         submitted = future.metadata["submitted"].timestamp()
         own = {"client": self.session, "submitted": submitted}
-        if on_an_engine():
+        if current_or_none() is not None:
             own[NESTED] = True
         return {**own, **(header or {})}
 
@@ -215,12 +222,12 @@ class Dispatcher:
         several = len(keys) > 1 or bool((header or {}).get("shared"))
         if several and sum(memoryview(f).nbytes for f in arguments) >= threshold:
             payload = self.backend.put(arguments, keys)
+        copied = len(arguments) == 1 and not (header or {}).get("track")
+        sent = SENT if copied else None
         futures = []
         with uninterrupted():
             for key in keys:
-                future = self.register("apply", label, key, header)
-                if len(arguments) == 1 and not (header or {}).get("track"):
-                    future.sent_latch = SENT
+                future = self.register("apply", label, key, header, sent)
                 content = {"map": True} if map else {}
                 request = Request(
                     future.msg_id,
@@ -264,7 +271,7 @@ class Dispatcher:
                     "one of this client's cluster"
                 )
         header = {"client": self.session, "submitted": time.time()}
-        if on_an_engine():
+        if current_or_none() is not None:
             header[NESTED] = True
         request = Request(
             self.new_id(),
@@ -388,7 +395,7 @@ class Dispatcher:
     def sent(self, msg_id: str) -> None:
         with self.lock:
             future = self.outstanding.get(msg_id)
-        if future is not None:
+        if future is not None and future.sent_latch is not SENT:
             future.sent_latch.set()
 
     def started(self, msg_id: str, key: str) -> None:
@@ -414,7 +421,7 @@ class Dispatcher:
             relay(event.content, self._tell_widget, context)
         if future is None:
             # of a thread that outlived its request: for whoever still looks at it
-            ended = self._ended.get(msg_id)
+            ended = self._ended.get(msg_id, _none)()
             if ended is not None:
                 ended.write_output(event, lambda metadata: _record(metadata, event))
             return
@@ -483,7 +490,9 @@ class Dispatcher:
         else:
             pickled = reply.result or []
             if isinstance(pickled, list):
-                nbytes = sum(memoryview(frame).nbytes for frame in pickled)
+                nbytes = 0
+                for frame in pickled:
+                    nbytes += memoryview(frame).nbytes
             else:
                 nbytes = pickled.nbytes
             self._end(future, key, "ok", lambda: future.finish(pickled, _load, nbytes), nbytes)
@@ -506,17 +515,21 @@ class Dispatcher:
         with self.lock:
             if self.outstanding.pop(msg_id, None) is None:
                 return  # somebody was faster
-            if future.metadata["after"] is None:  # as ipyparallel has them of what has ended
+            # not as others look at them, who want its text put together
+            where = dict.__getitem__(future.metadata, "engine_uuid")
+            if dict.__getitem__(future.metadata, "after") is None:
+                # as ipyparallel has them of what has ended
                 future.metadata.update(after=[], follow=[])
-            for where in {key, future.metadata["engine_uuid"]}:
-                if where in self.by_engine:
-                    self.by_engine[where].discard(msg_id)
-            self.outcomes[msg_id] = status, key or future.metadata["engine_uuid"]
+            for engine in {key, where}:
+                if engine in self.by_engine:
+                    self.by_engine[engine].discard(msg_id)
+            self.outcomes.put(msg_id, (status, key or where), 0)
             # before the future is done: its AsyncResult may forget it again at once
             self.results.futures.put(msg_id, future, nbytes)
-            self._ended[msg_id] = future
+            self._ended[msg_id] = ref(future, functools.partial(self._gone, msg_id))
         future.held = None
-        future.sent_latch.set()
+        if future.sent_latch is not SENT:
+            future.sent_latch.set()
         before, telling.now = telling.now, True
         try:
             finish()
@@ -538,6 +551,10 @@ class Dispatcher:
 def _load(result: Frames | LargeResult, *, copy: bool = True) -> Any:
     """The value of a result, brought here if it is elsewhere; see :meth:`LargeResult.fetch`."""
     return serialize.loads(result if isinstance(result, list) else result.fetch(copy=copy))
+
+
+def _none() -> None:
+    """A reference to nothing."""
 
 
 #: a time of Metadata, from POSIX seconds

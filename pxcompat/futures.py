@@ -15,7 +15,7 @@ from concurrent.futures import (
 )
 from typing import Any, Protocol, TypeVar
 
-from .engine.interrupts import OnDemand, OwnFuture, uninterrupted
+from .engine.interrupts import OnDemand, OwnFuture, RLock, uninterrupted
 from .protocol import Frames, LargeResult, OutputEvent
 
 __all__ = [
@@ -275,7 +275,7 @@ class MessageFuture(OwnFuture[Any]):
         What went wrong, as the reply has it.
     """
 
-    _lock = OnDemand(threading.RLock)
+    _lock = OnDemand(RLock)
 
     def __init__(
         self,
@@ -285,6 +285,7 @@ class MessageFuture(OwnFuture[Any]):
         track: bool = False,
         method: str = "apply",
         metadata: Metadata | None = None,
+        sent: Latch | None = None,
     ) -> None:
         super().__init__()
         self.msg_id = msg_id
@@ -293,7 +294,7 @@ class MessageFuture(OwnFuture[Any]):
         self.method = method
         self.metadata = metadata if metadata is not None else Metadata(msg_id=msg_id)
         self.output_latch = Latch()
-        self.sent_latch = Latch()
+        self.sent_latch = sent if sent is not None else Latch()
         #: what must be kept until the reply: values held for the request by the backend
         self.held: Any = None
         #: of a cell: where its widgets speak in, so that a kernel knows whose they are
@@ -340,7 +341,7 @@ class MessageFuture(OwnFuture[Any]):
 
         An AsyncResult tells the two apart with ``exception()``.
         """
-        failure = self.unpickle()
+        failure = self._failure if self._decode is None else self.unpickle()
         return self._value if failure is None else failure
 
     def result(self, timeout: float | None = None) -> Any:

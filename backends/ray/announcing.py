@@ -23,6 +23,7 @@ class Announcer:
     def __init__(self, backend: RayBackend) -> None:
         self._backend = backend
         self._woken = threading.Event()
+        self._awake = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pxcompat-ray-announce", daemon=True)
 
@@ -31,7 +32,8 @@ class Announcer:
 
     def wake(self) -> None:
         """Something was sent."""
-        if not self._woken.is_set():
+        if not self._awake:
+            self._awake = True
             self._woken.set()
 
     def stop(self) -> None:
@@ -45,6 +47,7 @@ class Announcer:
         while not self._stopped.is_set():
             self._woken.wait()
             self._woken.clear()
+            self._awake = False  # what is sent from here on has it look again
             pause, noted = ANNOUNCE, False
             while not self._stopped.wait(pause):
                 waiting = backend.unassigned()

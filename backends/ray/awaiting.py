@@ -71,8 +71,10 @@ class Awaiting(threading.local):
     def _fetch(self, calls: list[UnderWay]) -> None:
         values: list[Any] = []
         try:
-            with contextlib.suppress(RayError, EngineError), self._connected():
+            with self._connected():
                 values = ray.get([call.reply for call in calls], timeout=MOMENT)
+        except (RayError, EngineError):
+            values = []
         finally:  # whatever else is raised, somebody has to see to them
             if not values:
                 for call in calls:

@@ -282,7 +282,7 @@ class RayBackend:
         """Requests of ours, or of others, have their replies; on the thread."""
         if peer is not None:
             replies = peer.settle(replies)
-            self._placer.finished([reply.msg_id for reply in replies])
+            self._placer.finished(replies)
         for reply in replies:
             self._outputs.complete(reply)
             self.sink.reply(reply)

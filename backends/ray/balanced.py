@@ -123,11 +123,11 @@ class Placer:
         # no less than a call, lest what is over has one for itself; a little early, lest it idles
         return fill + fill // 2, fill
 
-    def finished(self, msg_ids: Sequence[str]) -> None:
+    def finished(self, replies: Sequence[Reply]) -> None:
         """Requests, whether balanced or not, have their replies."""
         with self._lock:
-            for msg_id in msg_ids:
-                self._placed.pop(msg_id, None)
+            for reply in replies:
+                self._placed.pop(reply.msg_id, None)
         if self._waiting:
             self.place()
 

@@ -70,23 +70,20 @@ class Call(NamedTuple):
     ----------
     method
         Of the actor: ``run``, ``run_large`` for what Ray is to see, ``run_all`` for several.
+    name
+        What a dashboard shows.
     """
 
     requests: list[Request]
     arguments: tuple[Any, ...]
     method: str
+    name: str
 
-    @property
-    def name(self) -> str:
-        """What a dashboard shows: of requests that share the call each name, and how often."""
-        if len(self.requests) == 1:
-            return self.requests[0].name
-        counts = Counter(request.name for request in self.requests)
-        return ", ".join(f"{name} x{n}" if n > 1 else name for name, n in counts.items())
 
-    @property
-    def shared(self) -> bool:
-        return len(self.requests) > 1
+def _shared(requests: list[Request]) -> str:
+    """What a dashboard shows of requests that share a call: each name, and how often."""
+    counts = Counter(request.name for request in requests)
+    return ", ".join(f"{name} x{n}" if n > 1 else name for name, n in counts.items())
 
 
 class _Packed(NamedTuple):
@@ -123,7 +120,7 @@ class Outbox:
 
     def add(self, requests: list[Request]) -> bool:
         """Take requests; whether some have to wait, where none did before."""
-        packed = [_pack(request) for request in requests]
+        packed = [*map(_pack, requests)]
         with self._lock:
             waited = self.due is not None
             self._waiting.extend(packed)
@@ -165,8 +162,8 @@ class Outbox:
 
     def _next(self) -> Call:
         first = self._waiting.popleft()
-        together = [first]
-        seconds = self._pace.expected(first.request.name)
+        together, name = [first], first.request.name
+        seconds = self._pace.expected(name)
         if seconds is not None and first.nbytes >= 0:
             nbytes = first.nbytes
             while self._waiting and len(together) < MOST:
@@ -180,13 +177,14 @@ class Outbox:
                 together.append(self._waiting.popleft())
         if len(together) == 1:
             if first.nbytes < 0:
-                return Call([first.request], first.arguments, "run_large")
+                return Call([first.request], first.arguments, "run_large", name)
             # bytes are to Ray what they are; anything else goes through cloudpickle
             packed = pickle.dumps(first.arguments, protocol=5)
-            return Call([first.request], (packed,), "run")
+            return Call([first.request], (packed,), "run", name)
         # one pickle, in which what they have in common, as a map's function, is there once
         packed = pickle.dumps([item.arguments for item in together], protocol=5)
-        return Call([item.request for item in together], (packed,), "run_all")
+        requests = [item.request for item in together]
+        return Call(requests, (packed,), "run_all", _shared(requests))
 
 
 def _pack(request: Request) -> _Packed:
@@ -196,7 +194,8 @@ def _pack(request: Request) -> _Packed:
         if isinstance(frames, (StoredFrames, SharedFrames)):
             nbytes = -1
             break
-        nbytes += size(frames)  # type: ignore[arg-type]
+        if frames is not None:
+            nbytes += size(frames)  # type: ignore[arg-type]
     if request.natives:  # Ray is to see them
         return _Packed(request, (*pack_request(request), pack_natives(request.natives)), -1)
     if nbytes > MOST_BYTES:

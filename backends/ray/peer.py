@@ -153,10 +153,12 @@ class Peer:
                     if backend.in_band:
                         request.header["in_band"] = True
                     self.sent[request.msg_id] = (request, now)
-            direct = [r for r in requests if not r.header.get("nested")]
+            direct = []
             for request in requests:
                 if request.header.get("nested"):
                     self._ask_to_run(request)
+                else:
+                    direct.append(request)
             if direct and self.outbox.add(direct):
                 backend.later(lambda: None)  # for the thread to see when it has to leave
         for request in direct:
@@ -175,7 +177,7 @@ class Peer:
     def _call(self, call: Call) -> None:
         """Call its actor; for its outbox, which is flushed while we are connected."""
         returned = self._method(call.method, call.name).remote(*call.arguments)
-        reply, apart = (returned, None) if call.shared else returned
+        reply, apart = (returned, None) if call.method == "run_all" else returned
         under_way = UnderWay(self, call.requests, reply, apart)
         # where it is the only one, nothing else is to come from the engine before it
         if len(self.sent) > 1 or not self._backend.awaiting.take(under_way):
@@ -269,34 +271,31 @@ class Peer:
             head, late = pickle.loads(value)
             for event in late:
                 backend.output(head[0], unpack_output(*event))
-            replies = [unpack_reply(head, self._large(head, under_way.apart))]
+            inside = head[5] is None or isinstance(head[5], list)
+            large = None if inside else self._large(head, under_way.apart)
+            replies = [unpack_reply(head, large)]
         with self._lock:
             for reply in replies:
                 if reply.msg_id in self.sent:
                     backend.pace.note(self.sent[reply.msg_id][0].name, reply)
-        # the engine has more to do before its client has what it did
-        self._returned()
+        if self.outbox.returned():
+            self.leave()  # the engine has more to do before its client has what it did
         backend.replied(self, replies)
         backend.returned(self)
 
     def _large(self, head: tuple[Any, ...], apart: Any) -> Any:
-        """The result of a reply that is too large to have come with it; else of no meaning."""
+        """The result of a reply that is too large to have come with it."""
         if isinstance(head[5], int):
             return _Result(apart, head[5], self._backend)
-        if isinstance(head[5], dict):
-            done_with = functools.partial(self._tell_if_connected, "done", {"name": head[0]})
-            return Borrowed(head[5], functools.partial(self._backend.later, done_with))
-        return None
+        done_with = functools.partial(self._tell_if_connected, "done", {"name": head[0]})
+        return Borrowed(head[5], functools.partial(self._backend.later, done_with))
 
     def failed(self, under_way: UnderWay, failure: BaseException) -> None:
         """A call of its actor has failed."""
         self._failed(under_way.requests, failure)
-        self._returned()
-        self._backend.returned(self)
-
-    def _returned(self) -> None:
         if self.outbox.returned():
             self.leave()
+        self._backend.returned(self)
 
     def _failed(self, requests: Sequence[Request], failure: BaseException) -> None:
         """A call of its actor did not end as calls do."""
@@ -323,7 +322,8 @@ class Peer:
     def settle(self, replies: Sequence[Reply]) -> list[Reply]:
         """Note replies of the engine's; those that are not refusals of what it gave back."""
         with self._lock:
-            replies = [reply for reply in replies if not self._given_back(reply)]
+            if self.released:
+                replies = [reply for reply in replies if not self._given_back(reply)]
             self._moved = time.monotonic()
             for reply in replies:
                 self.sent.pop(reply.msg_id, None)

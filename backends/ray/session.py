@@ -93,7 +93,8 @@ class Session:
             When the process is not connected any more.
         """
         with self._changed:
-            if self._ending or not self.alive:
+            # as alive has it; each request comes by here
+            if self._ending or _current is not self or not sys.modules["ray"].is_initialized():
                 raise EngineError("this process is not connected to its Ray cluster any more")
             self._using += 1
 

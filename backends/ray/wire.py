@@ -69,7 +69,7 @@ def pack_frames(
     if isinstance(frames, SharedFrames):
         return frames.field()
     if len(frames) == 1 or in_band or size(frames) < LARGE:
-        return [bytes(frame) for frame in frames]
+        return [*map(bytes, frames)]
     return [bytes(frames[0]), *(pickle.PickleBuffer(frame) for frame in frames[1:])]
 
 
@@ -94,10 +94,11 @@ def unpack_frames(
 def pack_request(request: Request) -> tuple[Any, Any, Any]:
     """The three arguments of a request's call."""
     head = (request.msg_id, request.kind, request.label, request.content, request.header)
+    function, arguments = request.function, request.arguments
     return (
         head,
-        pack_frames(request.function),  # type: ignore[arg-type]
-        pack_frames(request.arguments),  # type: ignore[arg-type]
+        None if function is None else pack_frames(function),  # type: ignore[arg-type]
+        None if arguments is None else pack_frames(arguments),  # type: ignore[arg-type]
     )
 
 
@@ -145,7 +146,9 @@ def unpack_reply(head: tuple[Any, ...], apart: Any = None) -> Reply:
     """The inverse of :func:`pack_reply`; ``apart`` is a reference to the result, or the result."""
     msg_id, status, engine, started, completed, result, content, outputs = head
     frames: Any
-    if isinstance(result, (int, dict)):
+    if result is None:
+        frames = None
+    elif isinstance(result, (int, dict)):
         frames = unpack_frames(apart) if isinstance(apart, (list, tuple)) else apart
     else:
         frames = unpack_frames(result)

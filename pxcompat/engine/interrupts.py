@@ -20,6 +20,7 @@ __all__ = [
     "Event",
     "OnDemand",
     "OwnFuture",
+    "RLock",
     "held_from_the_first_on",
     "on_main_thread",
     "repeated",
@@ -32,9 +33,22 @@ __all__ = [
 set_handler, _handler_of = _signal.signal, _signal.getsignal
 
 
+_main_thread = threading.main_thread().ident
+
+
+def _forked() -> None:
+    """Whichever thread forks is its child's main one."""
+    global _main_thread
+    _main_thread = threading.get_ident()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 def on_main_thread() -> bool:
     """Whether this is the thread that signals interrupt, and that nothing else does."""
-    return threading.current_thread() is threading.main_thread()
+    return threading.get_ident() == _main_thread
 
 
 #: whether the main thread is in an :func:`uninterrupted` block already
@@ -44,6 +58,9 @@ _at_the_end: list[Callable[[], None]] | None = None
 
 
 T = TypeVar("T")
+
+#: what ``threading.RLock()``, a function, makes
+RLock = type(threading.RLock())
 
 
 class Condition(threading.Condition):
@@ -64,7 +81,7 @@ class Condition(threading.Condition):
     _waiters: Collection[Any] = ()
 
     def __init__(self, lock: Any = None) -> None:
-        self._lock = threading.RLock() if lock is None else lock
+        self._lock = RLock() if lock is None else lock
 
     def wait(self, timeout: float | None = None) -> bool:
         if "_waiters" not in vars(self):  # whoever waits has the lock
@@ -80,6 +97,10 @@ class Condition(threading.Condition):
     def notify(self, n: int = 1) -> None:
         if self._waiters:
             super().notify(n)
+
+    def notify_all(self) -> None:
+        if self._waiters:
+            super().notify_all()
 
 
 class OnDemand:
@@ -118,8 +139,7 @@ class Event(threading.Event):
         self._cond = Condition(threading.Lock())
 
 
-@contextmanager
-def uninterrupted() -> Iterator[Callable[[], None]]:
+class uninterrupted:
     """Put a SIGINT that comes meanwhile off until the end of the block, or until the block calls
     what this gives it.
 
@@ -127,36 +147,44 @@ def uninterrupted() -> Iterator[Callable[[], None]]:
     does nothing within another, nor in threads that get no signals, engines on other people's
     workers among them.
     """
-    global _held
-    handler = _handler_of(signal.SIGINT)
-    if not on_main_thread() or _held or not callable(handler):
-        yield _nothing
-        return
-    came: list[int] = []
 
-    def later(signum: int, frame: types.FrameType | None) -> None:
-        came.append(signum)
+    # a class, as each request comes by here a few times: a generator takes five steps to enter
 
-    def let_through() -> None:
-        if came:
-            came.clear()
-            handler(signal.SIGINT, sys._getframe())
+    __slots__ = ("_came", "_handler")
 
-    def end() -> None:
+    def __enter__(self) -> Callable[[], None]:
+        global _held
+        handler = _handler_of(signal.SIGINT)
+        if _held or not on_main_thread() or not callable(handler):
+            self._handler: Callable[..., Any] | None = None
+            return _nothing
+        self._handler = handler
+        self._came = False
+        set_handler(signal.SIGINT, self._later)  # from here on nothing is raised
+        _held = True
+        return self._let_through
+
+    def __exit__(self, *_: object) -> None:
+        if self._handler is None:
+            return
+        if _at_the_end is None:
+            self._end()
+        else:
+            _at_the_end.append(self._end)
+
+    def _later(self, signum: int, frame: types.FrameType | None) -> None:
+        self._came = True
+
+    def _let_through(self) -> None:
+        if self._came and self._handler is not None:
+            self._came = False
+            self._handler(signal.SIGINT, sys._getframe())
+
+    def _end(self) -> None:
         global _held
         _held = False
-        set_handler(signal.SIGINT, handler)
-        let_through()
-
-    try:
-        _held = True
-        set_handler(signal.SIGINT, later)
-        yield let_through
-    finally:
-        if _at_the_end is None:
-            end()
-        else:
-            _at_the_end.append(end)
+        set_handler(signal.SIGINT, self._handler)
+        self._let_through()
 
 
 @contextmanager
