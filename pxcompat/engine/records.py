@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import psutil
 
 from ..protocol import Frames, OutputEvent, Reply, Request
 from ..serialize.memory import owned
@@ -16,6 +19,9 @@ __all__ = ["KEYS", "Record", "Records", "check", "matches"]
 OUTPUT_LIMIT = 1 << 20
 #: arguments larger than this are not remembered, so their request cannot be resubmitted
 ARGUMENT_LIMIT = 1 << 20
+#: bytes remembered where nothing is said: at most; and of a machine's memory by as many engines as
+#: it has processors
+MOST_BYTES, SHARE = 1 << 30, 1 / 8
 
 
 #: the keys of a description
@@ -43,6 +49,12 @@ KEYS = (
     "stdout",
     "stderr",
 )
+
+
+def _share() -> int:
+    """Bytes that an engine remembers where nothing is said."""
+    memory = psutil.virtual_memory().total * SHARE
+    return min(MOST_BYTES, int(memory / (os.cpu_count() or 1)))
 
 
 class Record:
@@ -160,11 +172,17 @@ class Records:
 
     Unfinished requests are always remembered.  Not thread-safe: the engine's lock is
     held by whoever calls.
+
+    Parameters
+    ----------
+    max_count : int
+    max_bytes : int, optional
+        Default: this engine's share of an eighth of the machine's memory, 1 GB at most.
     """
 
-    def __init__(self, max_count: int = 1024, max_bytes: int = 1 << 30) -> None:
+    def __init__(self, max_count: int = 1024, max_bytes: int | None = None) -> None:
         self.max_count = max_count
-        self.max_bytes = max_bytes
+        self.max_bytes = _share() if max_bytes is None else max_bytes
         self._records: OrderedDict[str, Record] = OrderedDict()
         self._finished: OrderedDict[str, int] = OrderedDict()
         self._nbytes = 0
@@ -187,6 +205,8 @@ class Records:
             return
         self._finished[msg_id] = nbytes = record.nbytes
         self._nbytes += nbytes
+        if nbytes > self.max_bytes:  # all others would have to go, and then it would, too
+            self.forget(msg_id)
         while self._finished and (
             len(self._finished) > self.max_count or self._nbytes > self.max_bytes
         ):

@@ -64,7 +64,7 @@ class Engine:
         its namespace is ``__main__``, output is captured down to the file descriptors,
         and SIGINT interrupts.
     max_records, max_bytes : int
-        Bounds of what is remembered of finished requests.
+        Bounds of what is remembered of finished requests (see :class:`.records.Records`).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Engine:
         *,
         own_process: bool,
         max_records: int = 1024,
-        max_bytes: int = 1 << 30,
+        max_bytes: int | None = None,
     ) -> None:
         self.key = key
         self.id: int | None = None

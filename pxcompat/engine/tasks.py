@@ -71,7 +71,7 @@ class Tasks:
         What was done lately, for whoever looks.
     """
 
-    def __init__(self, key: str, max_records: int, max_bytes: int) -> None:
+    def __init__(self, key: str, max_records: int, max_bytes: int | None) -> None:
         self.running: Task | None = None
         self.journal = Journal()
         self._key = key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,10 +49,20 @@ def test_bytes_are_bounded():
         finished(remembered, str(n), bytes(3000))
     assert ids(remembered) == ["2", "3"]
     finished(remembered, "huge", bytes(20_000))
-    assert ids(remembered) == []
+    assert ids(remembered) == ["2", "3"]
     # nothing is left of its weight
     finished(remembered, "small")
-    assert ids(remembered) == ["small"]
+    assert ids(remembered) == ["2", "3", "small"]
+
+
+@pytest.mark.parametrize(("memory", "processors"), [(160_000, 2), (1_280_000, 16)])
+def test_engines_of_a_machine_share_a_part_of_its_memory(monkeypatch, memory, processors):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=memory))
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    remembered = Records()
+    for n in range(4):
+        finished(remembered, str(n), bytes(3000))
+    assert ids(remembered) == ["2", "3"]
 
 
 def test_forgetting_and_purging():
