@@ -319,7 +319,7 @@ class Peer:
         content = {"ename": "EngineError", "evalue": why, "traceback": [], "engine_info": about}
         return Reply(msg_id, "error", info.key, content=content)
 
-    def settle(self, replies: Sequence[Reply]) -> list[Reply]:
+    def settle(self, replies: Sequence[Reply]) -> Sequence[Reply]:
         """Note replies of the engine's; those that are not refusals of what it gave back."""
         with self._lock:
             if self.released:
