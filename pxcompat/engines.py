@@ -20,6 +20,7 @@ from .util import ReverseDict, progress
 
 if TYPE_CHECKING:
     from .cluster import Cluster
+    from .cluster.lease import Lease
 
 __all__ = ["Engines"]
 
@@ -35,6 +36,7 @@ class Engines:
     block: bool
     _closed: bool
     cluster: Cluster | None
+    _lease: Lease
     _dispatcher: Dispatcher
     _backend: Backend
 
@@ -103,8 +105,10 @@ class Engines:
             return [keys[targets]], [targets]
         ids = sorted(keys)
         if not ids:
+            # where the process owns the cluster, nobody else could start them
+            how = ": a new Client(n=2) starts some" if self._lease.share is not None else ""
             raise NoEnginesRegistered(
-                self._dispatcher.lost or "Can't build targets without any engines"
+                self._dispatcher.lost or "Can't build targets without any engines" + how
             )
         if targets is None or targets == "all":
             wanted: Sequence[int] = ids

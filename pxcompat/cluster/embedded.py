@@ -40,6 +40,8 @@ class _Shared:
         self.launched: Launched | None = None
         #: what its backend was told
         self.options: dict[str, Any] = {}
+        #: how many engines it was started with
+        self.first = 0
         #: how many engines it has, or will have
         self.n = 0
         #: whether some of them are still on their way, as far as clients know
@@ -95,13 +97,13 @@ class Share:
     def count(self, up: int) -> tuple[int, int]:
         """How many engines this client is to start, and how many there are then.
 
-        ``up`` is how many it has met.
+        ``up`` is how many it has met.  Where none is left, as many as at first are wanted.
         """
         shared = self._shared
         with shared.starting:
             if not shared.coming:
                 shared.n = up  # engines may have ended since
-            missing = max(0, self._at_least - shared.n)
+            missing = max(0, (self._at_least or (0 if shared.n else shared.first)) - shared.n)
             shared.n += missing
             shared.coming = shared.coming or missing > 0
             return missing, shared.n
@@ -166,7 +168,7 @@ def take(
         if shared.launched is None:
             order = spec()
             shared.launched = provider.launch(order, timeout=timeout)
-            shared.n, shared.coming = order.n, True
+            shared.n, shared.first, shared.coming = order.n, order.n, True
             shared.options = order.options
         backend = provider.connect(shared.launched.info)
         return Share(key, shared, backend, at_least=at_least, fresh=fresh)

@@ -49,6 +49,7 @@ from pxcompat.error import (
     ConnectionFileError,
     EngineError,
     InvalidEngineId,
+    NoEnginesRegistered,
 )
 from pxcompat.protocol import Capabilities, EngineInfo, EventSink, Launched, LaunchSpec
 
@@ -277,6 +278,19 @@ class TestEmbedded:
             with Client(n=3) as other:
                 other.wait_for_engines(3, timeout=TIMEOUT)
                 assert other.ids == [1, 2, 3]
+
+    def test_where_no_engine_is_left_the_next_client_has_others(
+        self, provider: FakeProvider
+    ) -> None:
+        with Client(n=2) as rc:
+            rc.shutdown(block=True)
+            with pytest.raises(NoEnginesRegistered, match=r"without any engines: a new Client"):
+                rc[:]
+            with Client() as other:
+                assert other.ids == rc.ids == [2, 3]
+            with Client() as other:
+                assert other.ids == [2, 3]
+        assert len(provider.launched) == 1
 
     def test_engines_that_did_not_come_are_not_waited_for_again(
         self, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
