@@ -131,6 +131,10 @@ class Metadata(dict[str, Any]):
         self._put_together()
         return super().copy()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # as a dict is, it would be filled by assignments to keys that are not there yet
+        return type(self), (self.copy(),)
+
     def __eq__(self, other: object) -> bool:
         self._put_together()
         return super().__eq__(other)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
+import pickle
 import sys
 import threading
 from concurrent.futures import CancelledError, Future
@@ -116,6 +118,20 @@ def test_text_that_comes_while_somebody_looks_is_not_lost():
     finally:
         sys.setswitchinterval(before)
     assert metadata["stdout"] == "".join(lines)
+
+
+def test_what_is_known_of_a_request_can_be_copied_and_pickled():
+    metadata = Metadata(msg_id="m0", engine_id=0)
+    metadata.add_text("stdout", "printed")
+    for same in (
+        copy.copy(metadata),
+        copy.deepcopy(metadata),
+        pickle.loads(pickle.dumps(metadata)),
+    ):
+        assert type(same) is Metadata
+        assert same == metadata
+        assert same.stdout == "printed"
+    assert copy.deepcopy(metadata).outputs is not metadata.outputs
 
 
 def test_what_is_known_of_a_request_is_shown_a_line_a_key():
