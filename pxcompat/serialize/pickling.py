@@ -12,6 +12,7 @@ Large buffers stay out of band, uncopied; arrays arrive writable.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
@@ -68,6 +69,14 @@ class Pickled(list[bytes | bytearray | memoryview]):
         return (list, (list(self),))
 
 
+#: what ``functools.lru_cache`` makes of a function
+_Cached = type(functools.lru_cache(len))
+
+
+def _new_cached(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
 #: formats that a memoryview can be cast to
 _FORMATS = frozenset("bBchHiIlLqQnNfd?")
 
@@ -98,6 +107,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             # cloudpickle leaves out the file, where tracebacks and inspect find the source
             _, args = self.dispatch_table[types.CodeType](obj)
             return new_code, (obj.co_filename, *args)
+        if type(obj) is _Cached and not _is_known_there(obj):
+            # as the function within it travels; what it has cached stays here
+            state = {k: v for k, v in vars(obj).items() if k != "__wrapped__"}
+            return _new_cached, (obj.__wrapped__, obj.cache_parameters()), state
         return self._reduce(obj)
 
     def _reduce(self, obj: Any) -> Any:
@@ -140,6 +153,11 @@ def _is_copied(obj: Any) -> bool:
     if numpy is None or type(obj) is not numpy.ndarray:
         return False
     return not (obj.flags.writeable and obj.flags.forc)
+
+
+def _is_known_there(function: Any) -> bool:
+    """Whether a receiver, too, has it in a module."""
+    return not is_interactive(function.__module__) and is_importable(function)
 
 
 class _DillPickle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import fnmatch
 import functools
 import pickle
 import sys
@@ -122,6 +123,32 @@ def test_use_cloudpickle_carries_the_senders_globals():
     assert sent(here["f"], {"x": 2})() == 1
     serialize.use_pickle()
     assert sent(here["f"], {"x": 2})() == 2
+
+
+@pytest.mark.parametrize("flavour", [serialize.use_pickle, serialize.use_cloudpickle])
+def test_cached_functions_travel_as_the_functions_within_them(flavour):
+    flavour()
+    here = notebook(
+        """
+import functools
+@functools.lru_cache(maxsize=5, typed=True)
+def f(x): return x + y
+f.note = "kept"
+def outer():
+    @functools.cache
+    def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)
+    return fib
+""",
+        y=1,
+    )
+    f = sent(here["f"], {"y": 1})
+    assert [f(1), f(1)] == [2, 2]
+    assert (f.cache_info().hits, f.cache_parameters()) == (1, {"maxsize": 5, "typed": True})
+    assert (f.note, f.__name__) == ("kept", "f")
+    fib = sent(here["outer"]())
+    assert fib(30) == 832040
+    assert fib.cache_info().misses == 31  # it calls itself, and not another one
+    assert sent(fnmatch._compile_pattern) is fnmatch._compile_pattern
 
 
 def test_use_dill_and_back():
