@@ -363,13 +363,15 @@ class Client(Work):
         scheduler_args : dict, optional
             Passed to ``distributed.Scheduler``.
         **worker_args
-            Passed to ``distributed.Worker``; ``nthreads`` is 1 unless given.
+            Passed to ``distributed.Worker``; ``nthreads`` is 1 unless given, also by its old
+            name ``ncores``.
             All but ``targets`` is ignored where nothing is started.
 
         Returns
         -------
         distributed.Client
-            Dask's default client from now on; the caller's to close.
+            Dask's default client from now on; the caller's to close, unless :meth:`stop_dask`
+            ends its scheduler.
 
         """
         view = self.direct_view(targets)
@@ -385,6 +387,8 @@ class Client(Work):
             # on a thread: the garbage collector may come by on any, this scheduler's among them
             self._end_dask = weakref.finalize(self, _in_background, self._dask.close)
             self._end_dask.atexit = False
+        if "ncores" in worker_args:  # as Dask and ipyparallel's example called it
+            worker_args.setdefault("nthreads", worker_args.pop("ncores"))
         view.apply_sync(become_dask_worker, nanny=nanny, **{**self._dask.worker, **worker_args})
         return self._dask.client()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+import weakref
 from typing import Any
 
 from distributed import Client, Scheduler
@@ -51,6 +52,7 @@ class Host:
         self._quiet = silence_logging_cmgr(logging.WARNING)
         self._lock = threading.Lock()
         self._closed = False
+        self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
         self._runner = LoopRunner(asynchronous=False)
         self._runner.start()
         self._quiet.__enter__()
@@ -79,15 +81,19 @@ class Host:
 
     def client(self) -> Client:
         """A client of the scheduler, the caller's to close."""
-        return Client(self._scheduler.address, security=self._security)
+        client = Client(self._scheduler.address, security=self._security)
+        self._clients.add(client)
+        return client
 
     def close(self) -> None:
-        """End the scheduler, and with it its workers.  Idempotent."""
+        """End the scheduler, and with it its workers and clients.  Idempotent."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
         try:
+            for client in list(self._clients):
+                client.close()  # it would look for the scheduler, and complain, for half a minute
             sync(self._runner.loop, self._scheduler.close, callback_timeout=TIMEOUT)
         finally:
             self._end()

@@ -153,8 +153,9 @@ def test_elsewhere_it_says_where_it_belongs() -> None:
 def test_become_dask_with_some_engines(rc: ipp.Client) -> None:
     first, *others = rc.ids
     pid = rc[first].apply_sync(os.getpid)
-    with rc.become_dask(targets=[first]) as executor:
+    with rc.become_dask(targets=[first], ncores=2) as executor:
         executor.wait_for_workers(1, timeout=PATIENCE)
+        assert list(executor.nthreads().values()) == [2]
         assert len(executor.scheduler_info()["workers"]) == 1
         assert set(executor.gather(executor.map(lambda n: os.getpid(), range(10)))) == {pid}
         assert "Worker" in rc[first].apply_sync(repr, ipp.Reference("dask_worker"))
@@ -163,6 +164,13 @@ def test_become_dask_with_some_engines(rc: ipp.Client) -> None:
     rc.stop_dask()
     with pytest.raises(ipp.RemoteError, match="NameError"):
         rc[first].apply_sync(repr, ipp.Reference("dask_worker"))
+
+
+def test_stop_dask_closes_the_clients_of_what_it_ends(rc: ipp.Client) -> None:
+    executor = rc.become_dask(targets=[rc.ids[0]])
+    assert executor.submit(abs, -1).result(PATIENCE) == 1
+    rc.stop_dask()
+    assert executor.status == "closed"  # and does not try to connect again
 
 
 def test_become_dask(rc: ipp.Client) -> None:
