@@ -36,6 +36,8 @@ GONE = "every engine that it was for is gone"
 class _Waiting(NamedTuple):
     request: Request
     candidates: frozenset[str] | None
+    #: those with less were made before
+    number: int
 
 
 class Placer:
@@ -45,6 +47,7 @@ class Placer:
         self._backend = backend
         self._lock = threading.RLock()
         self._waiting: deque[_Waiting] = deque()
+        self._numbers = itertools.count()
         #: msg_id to the key of the engine that has it, and the request
         self._placed: dict[str, tuple[str, _Waiting]] = {}
         self._turn = itertools.count()
@@ -55,7 +58,7 @@ class Placer:
         with self._lock:
             for request in requests:
                 request.header["balanced"] = True
-                self._waiting.append(_Waiting(request, wanted))
+                self._waiting.append(_Waiting(request, wanted, next(self._numbers)))
         self.place()
         if not self._backend.engines() and not self._backend.capabilities.grows:
             self._abandon()
@@ -152,10 +155,19 @@ class Placer:
 
     def _taken_back(self, key: str, released: Future[list[str]]) -> None:
         with self._lock:
-            for msg_id in reversed(released.result()):
-                if msg_id in self._placed and self._placed[msg_id][0] == key:
-                    self._waiting.appendleft(self._placed.pop(msg_id)[1])
+            back = [m for m in released.result() if m in self._placed and self._placed[m][0] == key]
+            self._wait_again([self._placed.pop(msg_id)[1] for msg_id in back])
         self.place()
+
+    def _wait_again(self, back: list[_Waiting]) -> None:
+        """Put calls where they were among those that wait: whoever reads results in their order
+        would else wait for the first of them till the last ones have run."""
+        first: list[_Waiting] = []
+        for waiting in sorted(back, key=lambda waiting: waiting.number):
+            while self._waiting and self._waiting[0].number < waiting.number:
+                first.append(self._waiting.popleft())
+            first.append(waiting)
+        self._waiting.extendleft(reversed(first))
 
     def engine_gone(self, key: str) -> None:
         """An engine is gone, with what it had."""
@@ -181,7 +193,7 @@ class Placer:
             ]
             if hopeless:
                 self._waiting = deque(w for w in self._waiting if w not in hopeless)
-        for request, _ in hopeless:
+        for request, _, _ in hopeless:
             content = {"ename": "EngineError", "evalue": f"this call could not run: {GONE}"}
             content |= {"traceback": [], "engine_info": {}}  # type: ignore[dict-item]
             backend.sink.reply(Reply(request.msg_id, "error", None, content=content))
@@ -231,7 +243,7 @@ class Placer:
             self._placed.clear()
         engines = self._backend.engines()
         turn = itertools.count()
-        for request, candidates in waiting:
+        for request, candidates, _ in waiting:
             fitting = [e for e in engines if candidates is None or e.info.key in candidates]
             if fitting:
                 self._backend.send(fitting[next(turn) % len(fitting)].info.key, [request])

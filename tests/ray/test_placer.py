@@ -91,3 +91,18 @@ def test_an_engine_is_asked_once_to_give_a_call_back() -> None:
     engine.asked[0][1].set_result([])
     placer.take_back()
     assert [ids for ids, _ in engine.asked] == [["c_1", "c_2"]] * 2
+
+
+def test_calls_that_engines_give_back_wait_in_their_order() -> None:
+    backend = _Backend()
+    first, second = backend.peers.values()
+    placer = Placer(backend)  # type: ignore[arg-type]
+    placer.submit(calls(range(20)), None)
+    assert (first.has[0], second.has[0]) == ("c_0", "c_10")
+    for stuck, other in ((first, second), (second, first)):
+        stuck.stuck, other.stuck = True, False
+        placer.take_back()
+    first.stuck = True  # neither takes anything now
+    for engine in (first, second):  # the later calls come last, and would be put first
+        engine.asked[0][1].set_result(engine.asked[0][0])
+    assert placer.unassigned() == [f"c_{n}" for n in (*range(1, 10), *range(11, 20))]
