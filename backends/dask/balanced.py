@@ -59,6 +59,9 @@ SAMPLES = 10
 #: functions whose durations are remembered
 FUNCTIONS = 1024
 
+#: the highest priority of a batch, for Dask; others have less, as their calls are younger
+FIRST_OF_ALL = 1 << 62
+
 GONE = "every engine that it was for is gone"
 
 
@@ -78,6 +81,15 @@ class _Group:
         self.requests: deque[Request] = deque()
         #: on the loop's clock: until when nobody waits for a measurement any longer
         self.deadline: float | None = None
+
+    def wait_again(self, requests: list[Request]) -> None:
+        """Put calls where they were among those that wait."""
+        first: list[Request] = []
+        for request in sorted(requests, key=_number):
+            while self.requests and _number(self.requests[0]) < _number(request):
+                first.append(self.requests.popleft())
+            first.append(request)
+        self.requests.extendleft(reversed(first))
 
 
 class Submitter:
@@ -101,6 +113,8 @@ class Submitter:
         #: by kind of call: seconds that one takes, and how many were measured
         self._durations: OrderedDict[Any, tuple[float, int]] = OrderedDict()
         self._numbers = itertools.count()
+        #: the last call that was sent, by its number
+        self._latest = -1
         self._closed = False
 
     # -- sending -----------------------------------------------------------------------
@@ -171,6 +185,7 @@ class Submitter:
     def _note(self, batch: Batch) -> None:
         self._batches[batch.key] = batch
         self._scheduled += batch.engine is None
+        self._latest = max(self._latest, _number(batch.requests[-1]))
         for request in batch.requests:
             batch.left.add(request.msg_id)
             self._batch_of[request.msg_id] = batch
@@ -195,21 +210,24 @@ class Submitter:
     def _flush(self, everything: bool = False) -> None:
         """Make batches of what waits, and give them to the scheduler; on the loop."""
         now = asyncio.get_running_loop().time()
-        batches: list[Batch] = []
+        together: dict[tuple[Any, int], list[Batch]] = {}
         with self._lock:
             self._flushing = False
             for kind, group in list(self._groups.items()):
-                batches += self._cut(kind, group, now, everything)
+                oldest = _number(group.requests[0])
+                # who reads results in their order waits for those that were given back: they come
+                # before all that was sent after them
+                priority = FIRST_OF_ALL - oldest if oldest < self._latest else 0
+                if batches := self._cut(kind, group, now, everything):
+                    together.setdefault((kind[1], priority), []).extend(batches)
                 if not group.requests:
                     del self._groups[kind]
-            for batch in batches:
-                self._note(batch)
-        by_candidates: dict[tuple[str, ...] | None, list[Batch]] = {}
-        for batch in batches:
-            by_candidates.setdefault(batch.candidates, []).append(batch)
-        for candidates, some in by_candidates.items():
+            for batches in together.values():
+                for batch in batches:
+                    self._note(batch)
+        for (candidates, priority), some in together.items():
             try:
-                self._send(some, candidates)
+                self._send(some, candidates, priority)
             except Exception as error:  # a client that was closed meanwhile: versions differ
                 for batch in some:
                     self._fail(batch.left, f"{type(error).__name__}: {error}")
@@ -250,7 +268,9 @@ class Submitter:
             batches.append(Batch(key, function, requests, candidates))
         return batches
 
-    def _send(self, batches: Sequence[Batch], candidates: tuple[str, ...] | None) -> None:
+    def _send(
+        self, batches: Sequence[Batch], candidates: tuple[str, ...] | None, priority: int
+    ) -> None:
         backend = self._backend
         addresses = None
         if candidates is not None:
@@ -265,6 +285,7 @@ class Submitter:
             pure=False,
             workers=addresses,
             allow_other_workers=False,
+            priority=priority,
         )
         fire_and_forget(futures)
         for batch in batches:
@@ -306,6 +327,7 @@ class Submitter:
 
     def returned(self, msg_ids: Sequence[str]) -> None:
         """An engine gives calls back that it has not begun, or an offer that it declines."""
+        again: dict[_Group, list[Request]] = {}
         with self._lock:
             for msg_id in msg_ids:
                 batch = self._leave(msg_id)
@@ -315,7 +337,9 @@ class Submitter:
                     self._measure(batch.kind, WORK)  # another of them takes long
                 request = next(r for r in batch.requests if r.msg_id == msg_id)
                 request.header.pop("offered", None)
-                self._group(request, batch.candidates).requests.append(request)
+                again.setdefault(self._group(request, batch.candidates), []).append(request)
+            for group, requests in again.items():
+                group.wait_again(requests)
             self._flush_soon()
 
     # -- engines that end ----------------------------------------------------------------
@@ -490,6 +514,11 @@ class Submitter:
             self._batches.clear()
             self._batch_of.clear()
             self._begun.clear()
+
+
+def _number(request: Request) -> int:
+    """Calls that were made before have less."""
+    return int(request.msg_id.rpartition("_")[2])
 
 
 def _kind(request: Request) -> Any:

@@ -250,3 +250,20 @@ def test_a_graph_of_tasks(lbv: ipp.LoadBalancedView) -> None:
 def test_many_small_tasks(lbv: ipp.LoadBalancedView) -> None:
     started = time.monotonic()
     assert sum(lbv.map_sync(lambda x: x, range(500))) == sum(range(500)), time.monotonic() - started
+
+
+def test_calls_begin_about_in_their_order_also_where_they_take_longer_and_longer(
+    rc: ipp.Client,
+) -> None:
+    # the first ones promise that engines may have many of the others at a time, which they then
+    # give back: whoever reads results in order is not to wait for them till the last have run
+    def nap(t: float) -> None:
+        import time
+
+        time.sleep(t)
+
+    result = rc.load_balanced_view().map_async(nap, [0.003 * n for n in range(100)])
+    result.get(PATIENCE)
+    began = list(result.started)
+    overtaken = [sum(b < began[n] for b in began[n + 1 :]) for n in range(100)]
+    assert max(overtaken) < 30
