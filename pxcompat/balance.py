@@ -366,6 +366,7 @@ class Balancer:
                 job.sent_to = None
                 if not unmet:
                     job.retries -= 1
+                    job.request.header["tries"] = job.retries
                 self._await(job)
         if not again:
             if reply.status == "aborted" and reply.engine is None:
@@ -398,6 +399,7 @@ class Balancer:
 
     def close(self) -> None:
         """Stop waiting for anything."""
+        self._hub.close()
         with self._lock:
             jobs = list(self._jobs.values())
             self._jobs.clear()

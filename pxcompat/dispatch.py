@@ -126,6 +126,8 @@ class Dispatcher:
         self.engine_callbacks: list[EngineCallback] = []
         #: asked before a reply is final: True when it has been taken care of (a retry)
         self.intercept: Callable[[Reply], bool] = lambda reply: False
+        #: told of another client's reply that may not be the last word
+        self.may_move: Callable[[Reply], None] = lambda reply: None
         #: told of every final outcome, by msg_id, and (None) of engines that come or go
         self.on_change: Callable[[str | None], None] = lambda ended: None
         #: by engine: failures of executes that we know of; it aborts what was sent before
@@ -351,6 +353,12 @@ class Dispatcher:
         with self.lock:  # what became of earlier ones says nothing of them
             self.stillborn.clear()
 
+    def fates(self, msg_ids: Sequence[str]) -> dict[str, str]:
+        with self.lock:
+            held = {m: "held" for m in msg_ids if m in self.outstanding}
+            ended = {m: self.outcomes[m][0] for m in msg_ids if m in self.outcomes}
+        return {**ended, **held}
+
     def disconnected(self, reason: str) -> None:
         with self.lock:
             self.lost = reason
@@ -459,6 +467,11 @@ class Dispatcher:
         md = future.metadata
         # what another client received, we fetch: it was complete when its engine was done
         fetched = not reply.msg_id.startswith(self.session)
+        if fetched and reply.content.get("moves"):
+            with self.lock:  # it does not end with that engine
+                self.by_engine.get(reply.engine or "", set()).discard(reply.msg_id)
+            self.may_move(reply)
+            return
         known: dict[str, Any] = {
             "status": reply.status,
             "received": _datetime(reply.completed if fetched and reply.completed else time.time()),

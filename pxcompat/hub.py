@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from .dispatch import Dispatcher
 from .engine.records import KEYS, check
 from .error import EngineError, UnknownRequest
+from .foreign import Foreign
 from .futures import MessageFuture, Metadata
 from .protocol import Request
 
@@ -38,6 +40,11 @@ class Hub:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
+        self._foreign = Foreign(dispatcher, self)
+
+    def close(self) -> None:
+        """Wait for nobody's requests any more."""
+        self._foreign.close()
 
     def ask(self, question: str, args: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         """The answers of those engines that are still there, by key."""
@@ -67,6 +74,7 @@ class Hub:
         """
         dispatcher = self._dispatcher
         futures = []
+        engines = set(self._everybody())
         for msg_id in msg_ids:
             future = MessageFuture(msg_id, metadata=Metadata(msg_id=msg_id))
             future.sent_latch.set()
@@ -83,6 +91,8 @@ class Hub:
                 key, record = found
                 if record is not None:
                     self._describe(future, key, record)
+                if record is None or not self._foreign.settle(future.msg_id, key, record):
+                    self._foreign.follow(future.msg_id, set(engines))
         except UnknownRequest:
             for future in futures:
                 dispatcher.forget(future.msg_id)
@@ -94,13 +104,30 @@ class Hub:
 
         An engine that does not have it yet sends them when it gets it.
         """
-        for key, record in self.ask("attach", {"msg_id": msg_id}, self._everybody()).items():
-            if record is not None:
-                return key, record
-        return ("", None) if msg_id in self._unassigned() else None
+        answers = self.ask("attach", {"msg_id": msg_id}, self._everybody())
+        found = [(key, record) for key, record in answers.items() if record is not None]
+        if found:  # the latest try
+            return max(found, key=lambda place: place[1]["started"] or math.inf)
+        waits = msg_id in self.unassigned() or self.fates([msg_id]).get(msg_id) == "held"
+        return ("", None) if waits else None
 
-    def _unassigned(self) -> list[str]:
+    def unassigned(self) -> list[str]:
+        """Ids of balanced requests that no engine has, as far as the cluster knows."""
         return list(self._dispatcher.backend.control(None, "unassigned", {}).result(TIMEOUT))
+
+    def fates(self, msg_ids: Sequence[str]) -> dict[str, str]:
+        """What other clients that are there say of requests of theirs."""
+        theirs = [m for m in msg_ids if not m.startswith(self._dispatcher.session)]
+        if not theirs:
+            return {}
+        asked = self._dispatcher.backend.control(None, "fates", {"msg_ids": theirs})
+        return dict(asked.result(TIMEOUT))
+
+    def places(self, msg_ids: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+        """Engines that know of requests, with ``msg_id``, ``status`` and ``header``."""
+        question = {"query": {"msg_id": {"$in": list(msg_ids)}}, "keys": ["status", "header"]}
+        answers = self.ask("query", question, self._everybody())
+        return [(key, row) for key, rows in answers.items() for row in rows]
 
     @staticmethod
     def _patiently(find: Callable[[], T | None]) -> T | None:
@@ -121,8 +148,6 @@ class Hub:
         md["follow"] = list(header.get("follow") or ())
         md["engine_uuid"] = key
         md["engine_id"] = self._dispatcher.ids.get(key)
-        if not header.get("retries"):  # else it runs elsewhere when this engine dies
-            self._dispatcher.found(future.msg_id, key)
 
     def resubmit(
         self, msg_ids: Sequence[str], send: Callable[[Request], MessageFuture]
@@ -155,7 +180,8 @@ class Hub:
             requests.append(request)
         futures = []
         for msg_id, request in zip(msg_ids, requests, strict=True):
-            future = send(dataclasses.replace(request, header=dict(request.header)))
+            header = {k: v for k, v in request.header.items() if k != "tries"}
+            future = send(dataclasses.replace(request, header=header))
             futures.append(future)
             if msg_id in engines:
                 again = {"msg_id": msg_id, "again": future.msg_id}
@@ -183,7 +209,7 @@ class Hub:
         if "header" in row:
             header = dict(row["header"])
             header["date"] = _datetime(header.pop("submitted", None))
-            for internal in ("client", "balanced", "heard", "nested", "copy", "in_band"):
+            for internal in ("client", "balanced", "heard", "nested", "copy", "in_band", "tries"):
                 header.pop(internal, None)
             row["header"] = header
         return row
@@ -219,7 +245,10 @@ class Hub:
             for rows in self.ask("query", question, self._everybody()).values():
                 found.update((row["msg_id"], row["status"]) for row in rows)
             if set(missing) - set(found):
-                found.update((m, "queued") for m in self._unassigned() if m in missing)
+                found.update((m, "queued") for m in self.unassigned() if m in missing)
+            if rest := [m for m in missing if m not in found]:
+                fates = self.fates(rest)
+                found.update((m, "queued") for m, fate in fates.items() if fate == "held")
             return True if set(msg_ids) <= set(found) else None
 
         self._patiently(find)

@@ -310,6 +310,10 @@ class EventSink(Protocol):
     def reply(self, reply: Reply) -> None:
         """A request ended."""
 
+    def fates(self, msg_ids: Sequence[str]) -> dict[str, str]:
+        """What has become of this client's requests, for others who wait for them: ``held`` while
+        it has no final reply, then ``ok``, ``error`` or ``aborted``."""
+
     def disconnected(self, reason: str) -> None:
         """The whole cluster is out of reach; no request outstanding will be answered."""
 
@@ -395,7 +399,9 @@ class Backend(Protocol):
         """Ask an engine (or, with None, the cluster's controller) something that does not
         wait for the engine's running request.  Of an engine: ``status``, ``query``, ``purge``,
         ``attach``, ``recall``, ``resubmitted`` and ``cancel``, answered by
-        :class:`pxcompat.engine.runtime.Engine`; of the controller: ``unassigned``."""
+        :class:`pxcompat.engine.runtime.Engine`; of the controller: ``unassigned``, and
+        ``fates``: what clients that are there say of requests of theirs (see
+        :meth:`EventSink.fates`)."""
 
     def put(self, frames: Frames, keys: Sequence[str]) -> Handle:
         """Upload once what several engines will read."""

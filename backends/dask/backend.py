@@ -275,6 +275,10 @@ class DaskBackend:
             self.sink.engines_starting()
         elif kind == "lost":
             self._background(self._balanced.lost(*message[1:]))
+        elif kind == "fates?":
+            _, number, msg_ids = message
+            assert self._registry.channel is not None
+            self._registry.channel.send(("fates", number, self.sink.fates(msg_ids)))
         return None
 
     async def _meet_all(self, infos: Sequence[EngineInfo]) -> None:

@@ -22,6 +22,7 @@ from distributed.scheduler import WorkerState
 
 from pxcompat.protocol import EngineInfo
 
+from ..fates import Fates
 from ..mpi import Worlds
 from .batch import ids_of_key
 from .channel import Channel, ChannelClosed
@@ -98,6 +99,7 @@ class Registry(SchedulerPlugin):
         self._ending: dict[str, asyncio.Task[None]] = {}
         folder = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
         self._worlds = Worlds(self._end_rank, folder)
+        self._fates = Fates(self._ask)
         self.changed = asyncio.Condition()
         self._intervals: dict[str, Any] = {}
         #: addresses of workers whose engines have calls that are no tasks of Dask's
@@ -288,6 +290,10 @@ class Registry(SchedulerPlugin):
             if name == client:
                 self._send(channel, message)
 
+    async def _ask(self, client: str, message: Message) -> bool:
+        self._tell(client, message)
+        return client in self._channels.values()
+
     @staticmethod
     def _send(channel: Channel, message: Message) -> None:
         try:
@@ -301,6 +307,8 @@ class Registry(SchedulerPlugin):
             task = asyncio.ensure_future(self._answer(channel, *message[1:]))
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
+        elif message[0] == "fates":
+            self._fates.say(*message[1:])
         return None
 
     async def _answer(
@@ -308,6 +316,7 @@ class Registry(SchedulerPlugin):
     ) -> None:
         answers: dict[str, Callable[..., Awaitable[Any]]] = {
             "unassigned": self.unassigned,
+            "fates": self._fates.of,
             "signal": self.signal,
             "start_engines": self.start_engines,
             "stop_engines": self.stop_engines,

@@ -220,8 +220,19 @@ class RayBackend:
                 self._mailed_reply(unpack_reply(*fields))
             elif kind == "answer":
                 self._questions.answer(*fields)
+            elif kind == "fates?":
+                self._say_fates(*fields)
             elif kind == "dashboard":
                 self.on_dashboard(*fields)
+
+    def _say_fates(self, number: int, msg_ids: Sequence[str]) -> None:
+        """Say what has become of requests of ours; to what was sent before this was closed engines
+        come in their time."""
+        fates = self.sink.fates(msg_ids)
+        for peer in list(self._peers.values()):
+            fates |= {msg_id: "held" for msg_id in msg_ids if msg_id in peer.sent}
+        with contextlib.suppress(EngineError), self.connected():
+            self.registry.say_fates.remote(number, fates)
 
     def _hear_dashboard(self, url: str, why: str) -> None:
         self._dashboard = heard(url, why)

@@ -53,6 +53,9 @@ class Mail:
     def __bool__(self) -> bool:
         return bool(self._boxes)
 
+    def __contains__(self, session: str) -> bool:
+        return session in self._boxes
+
     async def keep(self, session: str) -> None:
         """Have a box for a client that comes, until that is closed."""
         box = self._boxes[session] = _Box()

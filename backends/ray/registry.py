@@ -24,6 +24,7 @@ import pxcompat
 from pxcompat.error import BackendError
 from pxcompat.protocol import EngineInfo
 
+from ..fates import Fates
 from ..mpi import Worlds
 from .engine import EngineActor
 from .following import Follower
@@ -110,6 +111,7 @@ class Registry:
         #: those after which others were started, of which they say nothing
         self._past: set[str] = set()
         self._mail = Mail()
+        self._fates = Fates(self._ask)
         self._signallers = Signallers()
         self._silence = order.get("silence", SILENCE)
         #: whether anybody came who goes some time
@@ -195,6 +197,7 @@ class Registry:
         """Ask the registry itself; the answer comes by mail."""
         commands: dict[str, Callable[..., Awaitable[Any]]] = {
             "unassigned": self.unassigned,
+            "fates": self._fates.of,
             "signal": self.signal,
             "start_engines": self.start_engines,
             "stop_engines": self.stop_engines,
@@ -207,6 +210,14 @@ class Registry:
             log.exception("a client's question %r failed", op)
             answer = ("answer", call_id, False, f"{type(error).__name__}: {error}")
         await self._mail.put(session, answer)
+
+    async def _ask(self, session: str, message: tuple[Any, ...]) -> bool:
+        await self._mail.put(session, message)
+        return session in self._mail
+
+    async def say_fates(self, number: int, fates: dict[str, str]) -> None:
+        """A client says what has become of requests of its."""
+        self._fates.say(number, fates)
 
     async def note(self, session: str, unassigned: list[str]) -> None:
         """A client says which of its requests no engine has yet."""

@@ -369,6 +369,11 @@ class _Sink:
     def sent(self, msg_id: str) -> None:
         """Said already, when it went into the pipe."""
 
+    def fates(self, msg_ids: Sequence[str]) -> dict[str, str]:
+        """Who knows is in the other process, and is not waited for: those of a client that is
+        there are taken to be waited for."""
+        return dict.fromkeys(msg_ids, "held")
+
     def output(self, msg_id: str, event: OutputEvent) -> None:
         if "frames" in event.content:
             event.content["frames"] = pack_frames(event.content["frames"])

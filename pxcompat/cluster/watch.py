@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from ..engine.interrupts import Condition
 from ..error import EngineError
@@ -142,6 +142,9 @@ class EngineWatch:
     def engines_starting(self) -> None: ...  # whoever waits, waits for some by name
 
     # What is said about requests: there are none.
+    def fates(self, msg_ids: Sequence[str]) -> dict[str, str]:
+        return {}
+
     def sent(self, msg_id: str) -> None: ...
     def started(self, msg_id: str, key: str) -> None: ...
     def output(self, msg_id: str, event: OutputEvent) -> None: ...

@@ -241,7 +241,10 @@ class Records:
         """Descriptions of the requests that match (see :func:`matches`), or some of their keys."""
         wanted = query.get("msg_id")
         records: Iterable[Record] = self._records.values()
-        if isinstance(wanted, str):
+        if isinstance(wanted, Mapping) and isinstance(wanted.get("$in"), (list, tuple)):
+            ids = {msg_id for msg_id in wanted["$in"] if isinstance(msg_id, str)}
+            records = [record for msg_id, record in self._records.items() if msg_id in ids]
+        elif isinstance(wanted, str):
             record = self._records.get(wanted)
             records = [record] if record else []
         found = (record.describe(engine) for record in records)
@@ -249,6 +252,11 @@ class Records:
         if keys is not None:
             rows = [{key: row[key] for key in ("msg_id", *keys)} for row in rows]
         return rows
+
+
+def moves(header: Mapping[str, Any]) -> bool:
+    """Whether a request that fails, or whose engine dies, may be tried elsewhere."""
+    return bool(header.get("balanced") and header.get("tries", header.get("retries")))
 
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {

@@ -10,11 +10,12 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ..protocol import OutputEvent, Reply, Request
 from .journal import Journal
-from .records import Record, Records
+from .records import Record, Records, moves
 
 __all__ = ["Origin", "Task", "Tasks"]
 
@@ -169,8 +170,11 @@ class Tasks:
             origins = list(task.origins)
             self._tasks.pop(task.request.msg_id, None)
             self.running = None
-        for origin in origins:
-            origin.reply(reply)
+        origins[0].reply(reply)
+        if origins[1:]:
+            reply = _for_others(task.request, reply)
+            for origin in origins[1:]:
+                origin.reply(reply)
         with self._lock:  # after the reply: nobody waits for this
             self._completed += 1
             task.record.forget_large_arguments()
@@ -199,11 +203,16 @@ class Tasks:
 
     def forget_announced(self, client: str) -> None:
         """Take back what :meth:`announce` noted of a client that is gone."""
+        lost = []
         with self._lock:
             for msg_id, task in list(self._tasks.items()):
                 if task.announced and task.request.header.get("client") == client:
                     del self._tasks[msg_id]
                     self._records.drop(msg_id)
+                    lost.append(task)
+        for task in lost:
+            for origin in task.origins[1:]:
+                origin.reply(Reply(task.request.msg_id, "aborted", self._key))
 
     def give_back(self, msg_ids: Sequence[str], *, coming: bool = False) -> list[str]:
         """Let go of requests that have not begun, for others to run.
@@ -360,9 +369,12 @@ class Tasks:
                     self._expected.popitem(last=False)
                 return None
             events, reply = list(record.events), record.reply
-            if reply is None:
-                self._tasks[msg_id].origins.append(origin)
             description = record.describe(self._key)
+            if reply is None:
+                origins = self._tasks[msg_id].origins
+                if origin in origins:
+                    return description
+                origins.append(origin)
             # under the lock, so that what comes next comes after
             for number, event in enumerate(events):
                 if reply is not None:  # not all was remembered, or counted
@@ -372,7 +384,7 @@ class Tasks:
             if reply.outputs != len(events):
                 reply = Reply(**{n: getattr(reply, n) for n in reply.__dataclass_fields__})
                 reply.outputs = len(events)
-            origin.reply(reply)
+            origin.reply(_for_others(record.request, reply))
         return description
 
     def recall(self, msg_id: str) -> Request | None:
@@ -387,3 +399,12 @@ class Tasks:
             record = self._records.get(msg_id)
             if record is not None:
                 record.resubmitted = again
+
+
+def _for_others(request: Request, reply: Reply) -> Reply:
+    """A reply as clients have it that did not send the request, and cannot know whether it is the
+    last word: with ``moves`` among its content where it may be none."""
+    unmet = reply.content.get("ename") == "UnmetDependency"
+    if reply.status != "error" or not (unmet or moves(request.header)):
+        return reply
+    return replace(reply, content={**reply.content, "moves": True})

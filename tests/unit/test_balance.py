@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -35,14 +36,17 @@ class Timer:
 
 
 @pytest.fixture
-def balancer(backend, monkeypatch) -> Balancer:
+def balancer(backend, monkeypatch) -> Iterator[Balancer]:
     monkeypatch.setattr(threading, "Timer", Timer)
     Timer.made.clear()
     # nobody else's requests
     backend.answers["attach"] = lambda key, args: None
     backend.answers["unassigned"] = lambda key, args: []
+    backend.answers["fates"] = lambda key, args: {}
     monkeypatch.setattr("pxcompat.hub.ARRIVAL", 0.0)
-    return Balancer(backend.sink, Hub(backend.sink))
+    balancer = Balancer(backend.sink, Hub(backend.sink))
+    yield balancer
+    balancer.close()
 
 
 def submit(balancer: Balancer, n: int = 1, **options: Any) -> list[MessageFuture]:
@@ -185,7 +189,8 @@ def test_a_dependency_that_nobody_knows_is_invalid(backend, balancer):
 
 
 def test_another_clients_request_can_be_waited_for(backend, balancer):
-    record = {"header": {"msg_type": "apply_request"}, "submitted": 1.0, "started": 2.0}
+    header = {"msg_type": "apply_request"}
+    record = {"header": header, "submitted": 1.0, "started": 2.0, "status": "running"}
     backend.answers["attach"] = lambda key, args: record if key == "b" else None
     submit(balancer, follow=Dependency("theirs"))
     assert not backend.balanced

@@ -479,7 +479,10 @@ def test_what_a_client_announced_goes_with_it(on):
     theirs = on.request("execute", "them", content={"code": "1", "silent": True})
     ours = on.request("execute", content={"code": "1", "silent": True})
     on.engine.tasks.announce([theirs, ours], on.me)
+    other = Recorder()
+    on.engine.tasks.attach(theirs.msg_id, other)
     on.engine.tasks.forget_announced("them")
+    assert other.wait(theirs.msg_id).status == "aborted"  # who waits for it is told
     assert on.engine.tasks.status()["queue"] == [ours.msg_id]
     assert on.engine.tasks.query({"msg_id": theirs.msg_id}) == []
     on.engine.tasks.forget_announced("me")
@@ -609,6 +612,36 @@ def test_attaching_to_what_runs(on):
     assert other.wait(msg_id).status == "ok"
     assert [event.seq for event in other.outputs(msg_id)] == [0, 1]
     assert on.me.wait(msg_id).outputs == 2
+
+
+def test_attaching_again_to_what_runs(on):
+    displayed, go_on = threading.Event(), threading.Event()
+    on.names.update(displayed=displayed, go_on=go_on)
+    msg_id = on.execute("show(1)\ndisplayed.set()\nassert go_on.wait(90)")
+    assert displayed.wait(PATIENCE)
+    other = Recorder()
+    for _ in range(2):
+        assert on.engine.tasks.attach(msg_id, other)["status"] == "running"
+    go_on.set()
+    other.wait(msg_id)
+    assert len(other.said) == 2
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+def test_who_did_not_send_it_knows_that_a_failure_may_not_be_the_last_word(on, how):
+    finals = []
+    for header in ({"retries": 1}, {"retries": 1, "tries": 0}, {"retries": 0}):
+        request = on.request("execute", content={"code": "1/0", "silent": True})
+        request.header.update(header, balanced=True)
+        other = Recorder()
+        if how == "before":
+            on.engine.tasks.attach(request.msg_id, other)
+        on.engine.submit(request, on.me)
+        assert "moves" not in on.me.wait(request.msg_id).content
+        if how == "after":
+            on.engine.tasks.attach(request.msg_id, other)
+        finals.append("moves" not in other.wait(request.msg_id).content)
+    assert finals == [False, True, True]
 
 
 def test_attaching_to_what_is_yet_to_come(on):

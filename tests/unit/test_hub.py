@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
-from pxcompat import hub as hub_module
+from pxcompat import foreign, hub as hub_module
 from pxcompat.engine.records import Record, Records
-from pxcompat.error import EngineError, RemoteError, UnknownRequest
+from pxcompat.error import EngineDied, EngineError, RemoteError, TaskAborted, UnknownRequest
 from pxcompat.futures import MessageFuture
 from pxcompat.hub import Hub
 from pxcompat.protocol import Reply, Request
+
+from ..common import PATIENCE, wait_until
 
 
 @pytest.fixture
@@ -42,13 +45,16 @@ def engines(backend, monkeypatch) -> dict[str, Records]:
         query=lambda key, args: remembered[key].query(args["query"], key, args["keys"]),
         purge=lambda key, args: remembered[key].purge(args["msg_ids"]),
         unassigned=lambda key, args: [],
+        fates=lambda key, args: {},
     )
     return remembered
 
 
 @pytest.fixture
-def hub(backend, engines) -> Hub:
-    return Hub(backend.sink)
+def hub(backend, engines) -> Iterator[Hub]:
+    hub = Hub(backend.sink)
+    yield hub
+    hub.close()
 
 
 def put(
@@ -89,6 +95,81 @@ def test_a_request_that_is_on_no_engine_yet(backend, engines, hub):
     assert not future.done()
     backend.ok("x", 1, engine="a")
     assert future.result(0) == 1
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "PAUSE", 0.01)
+
+
+def fetch_waiting(backend: Any, hub: Hub) -> MessageFuture:
+    """The future of a request that is on no engine."""
+    backend.answers["unassigned"] = lambda key, args: ["them_1"]
+    (future,) = hub.fetch(["them_1"])
+    return future
+
+
+def test_what_nobody_has_any_more_is_lost(backend, engines, hub, quick):
+    future = fetch_waiting(backend, hub)
+    backend.answers["unassigned"] = lambda key, args: []
+    with pytest.raises(EngineError, match="its client is gone"):
+        future.result(PATIENCE)
+
+
+def test_its_client_says_that_it_was_aborted(backend, engines, hub, quick):
+    future = fetch_waiting(backend, hub)
+    backend.answers["unassigned"] = lambda key, args: []
+    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], "aborted")
+    with pytest.raises(TaskAborted):
+        future.result(PATIENCE)
+
+
+def test_it_ends_with_the_engine_that_runs_it(backend, engines, hub, quick):
+    future = fetch_waiting(backend, hub)
+    put(engines["b"], "them_1", 10.0, balanced=True).started = 11.0
+    wait_until(lambda: backend.sink.by_engine.get("b"))
+    backend.sink.engine_down("b", "it was killed")
+    with pytest.raises(EngineDied, match="it was killed"):
+        future.result(0)
+
+
+def test_an_engine_that_came_later_is_asked_for_it_once(backend, engines, hub, quick):
+    future = fetch_waiting(backend, hub)
+    engines["c"] = Records()
+    backend.engines("c")
+    put(engines["c"], "them_1", 10.0, balanced=True)
+    wait_until(lambda: ("c", "attach", {"msg_id": "them_1"}) in backend.asked)
+    looks = len(backend.asked)
+    wait_until(lambda: len(backend.asked) > looks + 10)
+    assert [key for key, op, _ in backend.asked if op == "attach"] == ["a", "b", "c"]
+    backend.ok("them_1", 1, engine="c")
+    assert future.result(0) == 1
+
+
+def test_the_error_of_its_last_try_is_its_own(backend, engines, hub, quick):
+    future = fetch_waiting(backend, hub)
+    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], "held")
+    content = {"ename": "UnmetDependency", "evalue": "no", "traceback": [], "engine_info": {}}
+    backend.sink.reply(Reply("them_1", "error", "a", content={**content, "moves": True}))
+    assert not future.done()
+    backend.answers["unassigned"] = lambda key, args: []
+    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], "error")
+    with pytest.raises(RemoteError, match="ImpossibleDependency"):
+        future.result(PATIENCE)
+
+
+def test_nobody_follows_when_there_is_nothing_to_follow(backend, engines, hub, quick):
+    def threads() -> list[str]:
+        return [t.name for t in threading.enumerate() if t.name == "pxcompat-follow"]
+
+    future = fetch_waiting(backend, hub)
+    assert len(threads()) == 1
+    backend.ok("them_1", 1)
+    future.result(0)
+    wait_until(lambda: not threads())
+    fetch_waiting(backend, hub)
+    hub.close()
+    assert not threads()
 
 
 def test_an_unknown_request_leaves_nothing_behind(backend, engines, hub):
