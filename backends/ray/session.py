@@ -242,9 +242,9 @@ def join(info: Mapping[str, Any], timeout: float) -> Session:
 
 def _connect(ray: Any, address: str, info: Mapping[str, Any], timeout: float) -> Session:
     deadline = time.monotonic() + timeout
-    _check_reachable(address, timeout)
     token = info.get("token")
     try:
+        address = _reachable(address, timeout)
         while True:
             try:
                 context = _init(ray, address, info, token)
@@ -258,6 +258,8 @@ def _connect(ray: Any, address: str, info: Mapping[str, Any], timeout: float) ->
                 if "node info" not in why or time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
+    except ConnectError:
+        raise
     except Exception as error:
         hint = "is RAY_AUTH_TOKEN, or ~/.ray/auth_token, the cluster's token?"
         if "any running Ray" in str(error):
@@ -296,25 +298,59 @@ def _dashboard(ray: Any) -> str:
     return f"http://{url}" if url else ""
 
 
-def _check_reachable(address: str, timeout: float) -> None:
-    """Find out quickly, and quietly, what Ray finds out after many seconds and lines."""
+def _reachable(address: str, timeout: float) -> str:
+    """Find out quickly, and quietly, what Ray finds out after many seconds and lines; the address,
+    and for "auto" which one that is.
+
+    Raises
+    ------
+    ConnectError
+        When nothing answers there.
+    """
     if address == "auto":  # which Ray takes from there, first of all
         address = os.environ.get("RAY_ADDRESS") or "auto"
-    target = address.removeprefix("ray://")
-    if address in ("auto", "local") or os.environ.get("RAY_USE_TLS") == "1":
-        return
+    if address == "local" or os.environ.get("RAY_USE_TLS") == "1":
+        return address
+    candidates = _running() if address == "auto" else [address]
+    for candidate in candidates:
+        if _answers(candidate, timeout / len(candidates)):
+            return candidate
+    hint = "is it running, and reachable from here?"
+    if address == "auto":
+        hint = "it may just be ending, or have ended without a word: `ray start --head` starts one"
+    raise ConnectError(
+        f"cannot connect to the Ray cluster at {', '.join(candidates)} (stage: connecting; waited "
+        f"{timeout:g} s at most); {hint}"
+    )
+
+
+def _running() -> list[str]:
+    """Where Ray runs on this machine, or is said to run; first where Ray itself would look.
+
+    Raises
+    ------
+    ConnectionError
+        When there is none.
+    """
+    from ray._private import services
+
+    # it remembers the one that was there when this process last looked
+    services.find_gcs_addresses.cache_clear()
+    first = services.get_ray_address_from_environment("auto", None)
+    return list(dict.fromkeys([first, *sorted(services.find_gcs_addresses())]))
+
+
+def _answers(address: str, timeout: float) -> bool:
     import grpc
 
-    channel = grpc.insecure_channel(target)
+    channel = grpc.insecure_channel(address.removeprefix("ray://"))
     try:
         grpc.channel_ready_future(channel).result(timeout)
     except grpc.FutureTimeoutError:
-        raise ConnectError(
-            f"cannot connect to the Ray cluster at {address} (stage: connecting; waited "
-            f"{timeout:g} s at most); is it running, and reachable from here?"
-        ) from None
+        return False
     finally:
         channel.close()
+    return True
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import functools
 import os
 import stat
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -243,7 +244,7 @@ def test_a_ray_that_is_coming_up_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
         raise errors.pop(0)
 
     monkeypatch.setattr(session, "_init", init)
-    monkeypatch.setattr(session, "_check_reachable", lambda *_: None)
+    monkeypatch.setattr(session, "_reachable", lambda address, _: address)
     with pytest.raises(ipp.error.ConnectError, match="PermissionError: refused"):
         session._connect(None, "127.0.0.1:1", {"token": "t"}, timeout=60)
     assert not errors
@@ -278,14 +279,45 @@ def test_no_ray_is_started_while_a_client_disconnects(monkeypatch: pytest.Monkey
     assert not session.taken("h:1")
 
 
-def test_auto_where_no_ray_runs_is_said_to_be_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ray = pytest.importorskip("ray")
-    from ray._private import services
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Addresses of the Rays whose processes run on this machine."""
+    services = pytest.importorskip("ray._private.services")
 
+    addresses: set[str] = set()
     monkeypatch.setenv("RAY_ADDRESS", "")  # Ray takes an empty one for none
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr(services, "find_gcs_addresses", functools.cache(set))  # others' run
+    monkeypatch.setattr(services, "find_gcs_addresses", functools.cache(lambda: set(addresses)))
+    return addresses
+
+
+def test_auto_where_no_ray_runs_is_said_to_be_that(machine: set[str]) -> None:
+    ray = pytest.importorskip("ray")
     with pytest.raises(ipp.error.ConnectError, match="`ray start --head` starts one"):
         session._connect(ray, "auto", {}, timeout=3)
+
+
+def test_auto_finds_out_in_time_that_a_ray_is_ending(machine: set[str]) -> None:
+    ray = pytest.importorskip("ray")
+    machine.add("127.0.0.1:1")  # where nobody listens
+    begun = time.monotonic()
+    with pytest.raises(ipp.error.ConnectError, match=r"127.0.0.1:1 .*it may just be ending"):
+        session._connect(ray, "auto", {}, timeout=1)
+    assert time.monotonic() - begun < 20  # Ray itself takes 82 s
+
+
+def test_auto_goes_by_a_ray_that_is_ending(
+    machine: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.add("h:1")
+    assert session._running() == ["h:1"]
+    machine.add("h:2")  # since then
+    asked = []
+
+    def answers(address: str, timeout: float) -> bool:
+        asked.append((address, timeout))
+        return address == "h:2"
+
+    monkeypatch.setattr(session, "_answers", answers)
+    assert session._reachable("auto", 3) == "h:2"
+    assert ("h:2", 1.5) in asked
