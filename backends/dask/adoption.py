@@ -51,19 +51,22 @@ async def prepare(
     Returns
     -------
     set of str
-        The workers that there are, and answer.
+        The workers that there are, answer, and can be engines.
 
     Raises
     ------
     BackendError
-        Naming who cannot import the package, and what is missing.
+        Naming who cannot import the package, and what is missing, when that is the scheduler or
+        every worker.
     """
     workers, missing = await _missing(client, timeout)
     if missing and upload and any(name == NAME for name in missing.values()):
         await _upload(client, missing)
         workers, missing = await _missing(client, timeout)
     if missing:
-        raise BackendError(_explained(missing, address, upload))
+        if SCHEDULER in missing or not workers:
+            raise BackendError(_explained(missing, address, upload))
+        log.warning("%s. They have no engines.", _explained(missing, address, upload))
     from .registry import enlist
 
     await client._run_on_scheduler(enlist, session)
@@ -73,44 +76,59 @@ async def prepare(
 async def install(client: Client, options: dict[str, Any], *, upload: bool) -> None:
     """Make engines of the workers, and of those to come, once the registry knows the client; the
     first client's options are those of all, and whether those to come are sent the package."""
-    from .service import EnginePlugin
-
-    plugin: WorkerPlugin = EnginePlugin(options)
-    if upload:
-        with _packed() as path:
-            plugin = _bringing(path, options)
+    with _packed() if upload else contextlib.nullcontext(None) as path:
+        plugin = _plugin(path, options)
     await client.register_plugin(plugin, name=NAME)
 
 
-def _bringing(path: str, options: dict[str, Any]) -> WorkerPlugin:
-    """An :class:`~.service.EnginePlugin` for workers that may lack the package: it brings it.
+def _plugin(path: str | None, options: dict[str, Any]) -> WorkerPlugin:
+    """An :class:`~.service.EnginePlugin` for workers that may lack the package: it brings it, if
+    that is packed there, or else leaves them without an engine.
 
     Dask sets all plugins of a new worker up at the same time, so that another one that uploads
     might be too late.  The class is made here for pickle to send it by value, for what names
-    the package cannot be unpickled where that is not.
+    the package cannot be unpickled where that is not, and a worker that cannot does not start.
     """
 
-    class EnginePlugin(UploadFile):
+    class EnginePlugin(WorkerPlugin):
         name = NAME
         idempotent = True
         engine: Any = None
+        bringing = None if path is None else UploadFile(path)
 
         async def setup(self, worker: Worker) -> None:
             import importlib
 
+            lacking = None
+            for bringing in (None, self.bringing):
+                if bringing is not None:
+                    await bringing.setup(worker)
+                try:
+                    service = importlib.import_module(WORKER_PART)
+                except ImportError as error:
+                    lacking = error
+                else:
+                    self.engine = service.EnginePlugin(options)
+                    await self.engine.setup(worker)
+                    return
+            await self.go_without(worker, lacking)
+
+        async def go_without(self, worker: Worker, error: Any) -> None:
+            import logging
+
+            log = logging.getLogger("distributed.worker")
+            log.warning("This worker is no engine of pxcompat's: %s", error)
             try:
-                service = importlib.import_module(WORKER_PART)
-            except ModuleNotFoundError:
-                await UploadFile.setup(self, worker)
-                service = importlib.import_module(WORKER_PART)
-            self.engine = service.EnginePlugin(options)
-            await self.engine.setup(worker)
+                module = error.name or str(error)
+                await worker.scheduler.pxcompat_lacks(address=worker.address, module=module)
+            except Exception as failure:  # it is to start all the same
+                log.debug("nobody is told of it: %r", failure)
 
         async def teardown(self, worker: Worker) -> None:
             if self.engine is not None:
                 await self.engine.teardown(worker)
 
-    return EnginePlugin(path)
+    return EnginePlugin()
 
 
 async def _missing(client: Client, timeout: float) -> tuple[set[str], dict[str, str]]:
@@ -129,7 +147,7 @@ async def _missing(client: Client, timeout: float) -> tuple[set[str], dict[str, 
             continue  # it left while it was asked
         elif isinstance(answer, BaseException):
             raise answer
-    return set(answers), found
+    return {worker for worker in answers if f"worker {worker}" not in found}, found
 
 
 async def _ask_each(client: Client, timeout: float) -> dict[str, Any]:

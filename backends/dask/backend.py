@@ -73,13 +73,15 @@ class DaskBackend:
         self._client: Any = client  # a Client, once there is one
         self._owns_client = client is None
         self._engines: dict[str, EngineLine] = {}
+        self.adopted = bool(info.get("adopt"))
         self._balanced = balanced.Submitter(self)
         self._turns = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
+        #: whether it has been said that a worker is no engine
+        self._warned = False
         self._workers: set[str] = set()
         self._interval: Any = None
-        self.adopted = bool(info.get("adopt"))
         self.capabilities = Capabilities(
             collections="dask",
             restart_engines=not self.adopted,
@@ -275,6 +277,13 @@ class DaskBackend:
             self.sink.engines_starting()
         elif kind == "lost":
             self._background(self._balanced.lost(*message[1:]))
+        elif kind == "lacks":
+            self._balanced.avoid(message[1])
+            if not self._warned:
+                self._warned = True
+                why = "%s is a worker without an engine: it cannot import %s. Install it there%s"
+                how = "" if self._info.get("upload") else ", or connect with upload=True"
+                log.warning(why, *message[1:], how)
         elif kind == "fates?":
             _, number, msg_ids = message
             assert self._registry.channel is not None

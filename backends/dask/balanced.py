@@ -22,7 +22,7 @@ import itertools
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from pxcompat.engine.interrupts import OwnFuture
 from pxcompat.engine.nested import NESTED
 from pxcompat.protocol import Reply, Request
 
-from .batch import Batch, key_of, pack, unpack
+from .batch import Batch, key_of, pack
 from .wire import Blob
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ FUNCTIONS = 1024
 #: the highest priority of a batch, for Dask; others have less, as their calls are younger
 FIRST_OF_ALL = 1 << 62
 
+BARE = "the worker has no engine of pxcompat's"
 GONE = "every engine that it was for is gone"
 
 
@@ -71,7 +72,24 @@ async def run(key: str, data: bytes) -> None:
     On the worker's event loop, as coroutines are: what waits for the engine's thread is here, and
     can be given back.
     """
-    await get_worker().extensions["pxcompat"].run_batch(key, unpack(data))
+    await get_worker().extensions["pxcompat"].run_batch(key, data)
+
+
+def _run_by_value() -> Callable[[str, bytes], Awaitable[None]]:
+    """:func:`run` for workers that may lack the package: what names that they cannot unpickle,
+    which Dask takes for the end of the connection."""
+
+    bare = BARE
+
+    async def run(key: str, data: bytes) -> None:
+        from distributed import get_worker
+
+        worker = get_worker()
+        if "pxcompat" not in worker.extensions:
+            raise RuntimeError(f"{bare}: {worker.address}")
+        await worker.extensions["pxcompat"].run_batch(key, data)
+
+    return run
 
 
 class _Group:
@@ -115,6 +133,9 @@ class Submitter:
         self._numbers = itertools.count()
         #: the last call that was sent, by its number
         self._latest = -1
+        self._run = _run_by_value() if backend.adopted else run
+        #: addresses of workers without an engine
+        self._bare: set[str] = set()
         self._closed = False
 
     # -- sending -----------------------------------------------------------------------
@@ -276,15 +297,18 @@ class Submitter:
         if candidates is not None:
             wanted = set(candidates)
             addresses = [info.address for info in backend.engines() if info.key in wanted]
+        elif self._bare:
+            addresses = [info.address for info in backend.engines()]
         keys = [batch.key for batch in batches]
         futures = backend.native.map(
-            run,
+            self._run,
             keys,
             [pack(batch.requests) for batch in batches],
             key=keys,
             pure=False,
             workers=addresses,
-            allow_other_workers=False,
+            # those that come later may be engines
+            allow_other_workers=candidates is None and bool(addresses),
             priority=priority,
         )
         fire_and_forget(futures)
@@ -377,6 +401,12 @@ class Submitter:
     async def lost(self, name: str, address: str, reason: str) -> None:
         """Dask gave a batch up; on the loop."""
         backend = self._backend
+        if BARE in reason and backend.engines():
+            self.avoid(address)
+            with self._lock:
+                if (batch := self._batches.get(name)) is not None:
+                    self.returned(list(batch.left))
+            return
         # what its worker still said comes first, and what its ledger says
         for engine in list(backend._engines.values()):
             if engine.info.address == address and engine.task is not None:
@@ -401,6 +431,10 @@ class Submitter:
             return
         batch.candidates = candidates
         self.returned(left)
+
+    def avoid(self, address: str) -> None:
+        """This worker is no engine."""
+        self._bare.add(address)
 
     def abandon(self) -> None:
         """Every engine is gone: fail what none of them had begun."""

@@ -112,6 +112,7 @@ class Registry(SchedulerPlugin):
         self.monitor.start()
         scheduler.handlers["pxcompat_knows"] = self.knows
         scheduler.handlers["pxcompat_occupied"] = self.occupy
+        scheduler.handlers["pxcompat_lacks"] = self.do_without
 
     # -- engines -----------------------------------------------------------------
 
@@ -139,6 +140,10 @@ class Registry(SchedulerPlugin):
     def knows(self, key: Any) -> bool:
         """Whether the scheduler has heard of a task."""
         return key in self.scheduler.tasks
+
+    def do_without(self, address: str, module: str) -> None:
+        """A worker has come that cannot be an engine."""
+        self._tell_all(("lacks", address, module))
 
     def occupy(self, address: str, occupied: bool) -> None:
         """A worker's engine has calls, or has had none for a moment."""

@@ -360,9 +360,9 @@ class Service:
 
     # -- balanced calls ------------------------------------------------------------
 
-    async def run_batch(self, key: str, requests: list[Request]) -> None:
+    async def run_batch(self, key: str, data: bytes) -> None:
         """Run calls that were given to this engine together; returns when it wants more."""
-        await Given(self, key, requests).as_task()
+        await Given(self, key, unpack(data)).as_task()
 
     def background(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something beside all else, on the loop."""

@@ -437,6 +437,40 @@ def test_workers_without_the_package_are_named_and_may_get_it(tmp_path: Path) ->
             assert [".zip" in file for file in where] == [True, True]
 
 
+@pytest.mark.slow
+def test_a_worker_without_the_package_that_comes_later_goes_without_an_engine(
+    environment: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    preload = tmp_path / "lacks.py"
+    preload.write_text(LACKS)
+    with local_cluster(1) as cluster, ipp.Client(cluster) as rc:
+        engine = rc[0].apply_sync(os.getpid)
+        cluster.new_spec["options"]["preload"] = [str(preload)]
+        cluster.scale(2)
+        with Client(cluster, set_as_default=False) as client:
+            wait_until(lambda: len(client.run(os.getpid)) == 2)
+            # it is a worker like others
+            (bare,) = set(client.run(os.getpid)) - {rc._backend.engines()[0].address}
+            assert client.submit(os.getpid, workers=[bare]).result() != engine
+            wait_until(lambda: f"{bare} is a worker without an engine" in caplog.text)
+
+        def call(_: int) -> int:
+            import os
+            import time
+
+            time.sleep(0.06)  # enough for Dask to think of all workers
+            return os.getpid()
+
+        view = rc.load_balanced_view()
+        assert set(view.map_async(call, range(30)).get(PATIENCE)) == {engine}
+        rc._backend._balanced._bare.clear()  # before that is known, too
+        assert set(view.map_async(call, range(30)).get(PATIENCE)) == {engine}
+        assert rc._backend._balanced._bare == {bare}
+        with ipp.Client(cluster) as other:
+            assert other.ids == rc.ids == [0]
+        assert f"cannot import pxcompat on worker {bare}" in caplog.text
+
+
 def test_a_worker_that_hangs_is_named_and_waited_for_by_nobody(
     environment: None, caplog: pytest.LogCaptureFixture
 ) -> None:
