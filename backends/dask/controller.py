@@ -49,6 +49,9 @@ log = logging.getLogger("pxcompat.dask")
 
 #: seconds for children to end by themselves, before they are killed
 GRACE = 3
+#: bytes of an engine's log that are looked through for its last error, and characters told of that
+TAIL = 1 << 14
+MOST = 400
 
 
 class Lines:
@@ -143,7 +146,7 @@ class _Link:
     def __init__(self, lines: Lines, end: asyncio.Event) -> None:
         self._lines = lines
         self._end = end
-        self.on_exit: Callable[[str, str], None] = lambda key, reason: None
+        self.on_exit: Callable[[str, str, str], None] = lambda key, reason, error: None
         self._pids: dict[int, str] = {}
         self._reasons: dict[str, tuple[str, dict[str, int]]] = {}
         #: by its number, each signal that the supervisor has not sent yet
@@ -170,7 +173,7 @@ class _Link:
                 self._pids[message["pid"]] = message["started"]
             elif "exited" in message:
                 self._reasons[message["exited"]] = message["reason"], message["begun"]
-                self.on_exit(message["exited"], message["reason"])
+                self.on_exit(message["exited"], message["reason"], message["error"])
             elif "signalled" in message:
                 self._signals.pop(message["signalled"]).set_result(None)
             elif "stop" in message:
@@ -290,6 +293,8 @@ class _Supervisor:
         self.scheduler = 0
         self.engines: dict[int, str] = {}
         self.ledgers: dict[str, Ledger] = {}
+        #: where each logs
+        self.files: dict[str, str] = {}
         #: by an engine's name, what it and its successors have in their environment beyond ours
         self.environments: dict[str, dict[str, str]] = {}
         self.lines: Lines
@@ -355,7 +360,8 @@ class _Supervisor:
                 self.environments.get(name, {}),
             )
             run = functools.partial(run_engine, spec)
-            pid = _fork(run, self._log_path(f"engine-{name[:8]}"))
+            self.files[key] = path = self._log_path(f"engine-{name[:8]}")
+            pid = _fork(run, path)
             self.engines[pid] = key
             self._tell({"started": key, "pid": pid})
 
@@ -422,7 +428,9 @@ class _Supervisor:
             elif pid in self.engines:
                 key = self.engines.pop(pid)
                 ledger = self.ledgers.pop(key)
-                self._tell({"exited": key, "reason": _how(status), "begun": ledger.read()})
+                error = _error_of(self.files.pop(key)) if status else ""
+                said = {"reason": _how(status), "error": error, "begun": ledger.read()}
+                self._tell({"exited": key, **said})
                 ledger.close()
 
     def _end_children(self) -> None:
@@ -443,6 +451,19 @@ def _how(status: int) -> str:
     if code < 0:
         return f"its process was killed by signal {-code} ({signal.Signals(-code).name})"
     return "it was shut down" if code == 0 else f"its process exited with status {code}"
+
+
+def _error_of(path: str) -> str:
+    """The exception that a log ends with, on one line; "" where it ends with none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError:  # somebody has removed it
+        return ""
+    _, found, said = text.rpartition("Traceback (most recent call last):\n")
+    lines = list(itertools.dropwhile(lambda line: line[:1] in (" ", ""), said.splitlines()))
+    return " ".join(" ".join(lines).split())[:MOST] if found else ""
 
 
 def main() -> None:

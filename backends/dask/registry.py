@@ -116,8 +116,11 @@ class Registry(SchedulerPlugin):
 
     # -- engines -----------------------------------------------------------------
 
-    def process_ended(self, key: str, reason: str) -> None:
-        """The supervisor saw an engine's process end; tells of those that never came up."""
+    def process_ended(self, key: str, reason: str, error: str) -> None:
+        """The supervisor saw an engine's process end; tells of those that never came up, also
+        what they failed with."""
+        if key not in self._registered and error:
+            reason = f"{reason}: {error}"
         self._worlds.lost(key, self._reasons.get(key, reason))
         if key not in self._registered:
             reason = self._reasons.pop(key, reason)

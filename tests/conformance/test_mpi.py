@@ -186,6 +186,17 @@ def test_a_command_that_does_not_work_is_named(world: Any, command: str, message
         cluster.controller.disconnect()
 
 
+def test_a_library_that_cannot_be_loaded_is_named(world: Any, tmp_path: Path) -> None:
+    cluster = ipp.Cluster.from_file(world.cluster_file, engines="mpi")
+    nowhere = str(tmp_path / "libmpi.so")
+    try:
+        with pytest.raises(error.EngineError, match=f"cannot load MPI library.*{nowhere}"):
+            names = cluster.start_engines_sync(1, environment={"MPI4PY_LIBMPI": nowhere})
+            cluster.wait_for_engines_sync(names, timeout=PATIENCE)
+    finally:
+        cluster.controller.disconnect()
+
+
 def test_other_engines_know_nothing_of_mpi(cluster: Any) -> None:
     with cluster.connect_client_sync() as client:
         client[:].execute("import sys", block=True)
