@@ -157,6 +157,7 @@ async def _ask_each(client: Client, timeout: float) -> dict[str, Any]:
         part = WORKER_PART
         return client._run(importlib.import_module, part, workers=[worker], on_error="return")
 
+    assert client.scheduler is not None  # of a client that is connected
     workers = await client.scheduler.ncores(workers=None)
     asked = {asyncio.ensure_future(ask(worker)): worker for worker in workers}
     if not asked:
