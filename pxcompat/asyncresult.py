@@ -174,6 +174,10 @@ class AsyncResult(RequestInfo):
     def result(self, timeout: float | None = None) -> Any:
         """The result; as :meth:`concurrent.futures.Future.result`."""
         super().exception(help_until(self, timeout))
+        return self._when_done()
+
+    def _when_done(self) -> Any:
+        """:meth:`result` of what is done."""
         value, failure = self._load()
         if failure is not None:
             try:
@@ -295,7 +299,7 @@ class AsyncResult(RequestInfo):
                 raise TimeoutError("Result not ready.")
         if return_exceptions and not self.cancelled() and self.exception() is not None:
             return self._reconstruct_result(self._raw_results)
-        return self.result()
+        return self._when_done()
 
     def _wait_unpickling(self, timeout: float | None) -> None:
         """Wait for the result; of many children those that are done are unpickled meanwhile."""

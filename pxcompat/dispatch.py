@@ -115,6 +115,8 @@ class Dispatcher:
         self.engines_changed = Condition(self.lock)
         self.engines: dict[str, EngineInfo] = {}
         self.ids: dict[str, int] = {}
+        #: of those that are there, by their ids
+        self.keys: dict[int, str] = {}
         self.outstanding: dict[str, MessageFuture] = {}
         self.by_engine: defaultdict[str, set[str]] = defaultdict(set)
         self.history: BoundedList[str] = BoundedList(MAX_OUTCOMES)
@@ -201,7 +203,7 @@ class Dispatcher:
 
     def header(self, future: MessageFuture, header: dict[str, Any] | None) -> dict[str, Any]:
         """The header of a request."""
-        submitted = future.metadata["submitted"].timestamp()
+        submitted = dict.__getitem__(future.metadata, "submitted").timestamp()
         own = {"client": self.session, "submitted": submitted}
         if current_or_none() is not None:
             own[NESTED] = True
@@ -297,7 +299,7 @@ class Dispatcher:
     ) -> MessageFuture:
         """Have an engine run code in its shell."""
         with uninterrupted():
-            future = self.register("execute", label, key, header)
+            future = self.register("execute", label, key, header, SENT)
             if not silent:
                 future.metadata["execute_input"] = code
                 future.context = contextvars.copy_context()
@@ -330,6 +332,7 @@ class Dispatcher:
         with self.lock:
             self.engines[info.key] = info
             self.ids[info.key] = info.id
+            self.keys[info.id] = info.key
             callbacks = list(self.engine_callbacks)
             self.engines_changed.notify_all()
         self._call_back(callbacks, {"event": "register", "id": info.id, "uuid": info.key})
@@ -338,6 +341,8 @@ class Dispatcher:
     def engine_down(self, key: str, reason: str) -> None:
         with self.lock:
             info = self.engines.pop(key, None)
+            if info is not None and self.keys.get(info.id) == key:
+                del self.keys[info.id]
             if key not in self.ids:
                 self.stillborn[key] = f"an engine ended while it started: {reason}"
             stranded = list(self.by_engine.pop(key, ()))

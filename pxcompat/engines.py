@@ -100,7 +100,7 @@ class Engines:
             When ``targets`` is nothing that names engines.
         """
         with self._dispatcher.lock:
-            keys = {info.id: key for key, info in self._dispatcher.engines.items()}
+            keys = self._dispatcher.keys.copy()
         if isinstance(targets, int) and targets in keys:
             return [keys[targets]], [targets]
         ids = sorted(keys)

@@ -6,9 +6,9 @@ waits: two changes of threads, for which a small call takes a fifth longer.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,25 @@ __all__ = ["MOMENT", "Awaiting"]
 MOMENT = 0.02
 
 
+class _Block:
+    """The replies to what is called within it are fetched at its end; those that take longer, or
+    fail, come as usual."""
+
+    __slots__ = ("__weakref__", "_awaiting", "_before", "calls")
+
+    def __init__(self, awaiting: Awaiting) -> None:
+        self._awaiting = awaiting
+        self.calls: list[UnderWay] = []
+
+    def __enter__(self) -> None:
+        self._before, self._awaiting._block = self._awaiting._block, weakref.ref(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._awaiting._block = self._before
+        if self.calls:
+            self._awaiting._fetch(self.calls)
+
+
 class Awaiting(threading.local):
     """What this thread has called and is about to wait for; of one client.
 
@@ -34,7 +53,7 @@ class Awaiting(threading.local):
     connected
         For every use of Ray (see :meth:`session.Session`).
     returned
-        ``returned(call, value)`` is called for each reply that is here.
+        ``returned(pairs)`` is called with the calls whose replies are here, and those.
     follow
         ``follow(call)`` is called for each that is not.
     """
@@ -42,31 +61,25 @@ class Awaiting(threading.local):
     def __init__(
         self,
         connected: Callable[[], AbstractContextManager[None]],
-        returned: Callable[[UnderWay, Any], None],
+        returned: Callable[[Iterable[tuple[UnderWay, Any]]], None],
         follow: Callable[[UnderWay], None],
     ) -> None:
         self._connected, self._returned, self._follow = connected, returned, follow
-        self._calls: list[UnderWay] | None = None
+        #: it counts for as long as it is there: an interrupt may keep it from its exit, just when
+        #: nothing has been called
+        self._block: weakref.ref[_Block] | None = None
 
     def take(self, call: UnderWay) -> bool:
         """Whether this thread sees to a call's reply."""
-        if self._calls is None:
+        block = None if self._block is None else self._block()
+        if block is None:
             return False
-        self._calls.append(call)
+        block.calls.append(call)
         return True
 
-    @contextlib.contextmanager
-    def block(self) -> Iterator[None]:
-        """Fetch the replies to what is called within the block at its end; those that take longer,
-        or fail, come as usual."""
-        calls: list[UnderWay] = []
-        before, self._calls = self._calls, calls
-        try:
-            yield
-        finally:
-            self._calls = before
-            if calls:
-                self._fetch(calls)
+    def block(self) -> AbstractContextManager[None]:
+        """A block at whose end the thread waits for the replies to what is called within it."""
+        return _Block(self)
 
     def _fetch(self, calls: list[UnderWay]) -> None:
         values: list[Any] = []
@@ -79,5 +92,5 @@ class Awaiting(threading.local):
             if not values:
                 for call in calls:
                     self._follow(call)
-        for call, value in zip(calls, values, strict=False):
-            self._returned(call, value)
+        if values:
+            self._returned(zip(calls, values, strict=True))

@@ -10,7 +10,7 @@ import signal as signals
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -63,6 +63,8 @@ from .wire import (
 __all__ = ["RayBackend"]
 
 log = logging.getLogger("pxcompat.ray")
+
+UNDEALT = "an event of the cluster could not be dealt with"
 
 #: seconds for the last client on somebody else's Ray to take all along
 LEAVING = 8
@@ -180,7 +182,7 @@ class RayBackend:
         try:
             event()
         except Exception:
-            log.exception("an event of the cluster could not be dealt with")
+            log.exception(UNDEALT)
 
     def _listen(self) -> None:
         """Ask for our mail; asked again when it comes."""
@@ -306,7 +308,8 @@ class RayBackend:
         """A call of an engine's actor ended, and was dealt with; on the thread."""
         if peer.deadline is not None:
             self._bury(0)
-        self._end_if_idle()
+        if self._closed:
+            self._end_if_idle()
 
     def later(self, event: Callable[[], None]) -> None:
         """Have the thread call something, after what it has to do already.  Thread-safe."""
@@ -331,17 +334,19 @@ class RayBackend:
     def awaited(self) -> AbstractContextManager[None]:
         return self.awaiting.block()
 
-    def _fetched(self, call: UnderWay, value: Any) -> None:
-        """A reply is here that its thread has fetched itself."""
-        deal = functools.partial(call.peer.returned, call, value)
-        if not self._turn.acquire(timeout=MOMENT):
-            # a user's callback that takes long is no reason to keep interrupts off
-            self.later(deal)
-            return
-        try:
-            self._deal_with(deal)
-        finally:
-            self._turn.release()
+    def _fetched(self, replies: Iterable[tuple[UnderWay, Any]]) -> None:
+        """Replies are here that their thread has fetched itself."""
+        for call, value in replies:
+            if not self._turn.acquire(timeout=MOMENT):
+                # a user's callback that takes long is no reason to keep interrupts off
+                self.later(functools.partial(call.peer.returned, call, value))
+                continue
+            try:
+                call.peer.returned(call, value)
+            except Exception:
+                log.exception(UNDEALT)
+            finally:
+                self._turn.release()
 
     def _follow(self, call: UnderWay) -> None:
         """A reply has not come at once."""

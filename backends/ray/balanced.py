@@ -77,7 +77,7 @@ class Placer:
         with self._lock:
             if not self._waiting:
                 return None
-            seconds = backend.pace.expected(self._waiting[0].request.name)
+            seconds = backend.pace.expected(self._waiting[0].request.label)
             most, fill = self._room(seconds)
             count = next(self._turn)
             engines = backend.engines()

@@ -44,23 +44,23 @@ class Pace:
         self._seconds: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.RLock()
 
-    def note(self, name: str, reply: Reply) -> None:
-        """A request of this name has its reply."""
+    def note(self, label: str, reply: Reply) -> None:
+        """A request of this label has its reply."""
         if reply.started is None or reply.completed is None:
             return
         took = max(LEAST, reply.completed - reply.started)
         if reply.result is not None and not isinstance(reply.result, list):
             took = AHEAD  # it stays elsewhere: too large to share what its call returns
         with self._lock:
-            before = self._seconds.pop(name, took)
+            before = self._seconds.pop(label, took)
             # quick to believe in long ones, slow to believe in short ones
-            self._seconds[name] = max(took, 0.8 * before + 0.2 * took)
+            self._seconds[label] = max(took, 0.8 * before + 0.2 * took)
             if len(self._seconds) > KINDS:
                 self._seconds.popitem(last=False)
 
-    def expected(self, name: str) -> float | None:
-        """Seconds that one of this name will take; None when none has been seen."""
-        return self._seconds.get(name)
+    def expected(self, label: str) -> float | None:
+        """Seconds that one of this label will take; None when none has been seen."""
+        return self._seconds.get(label)
 
 
 class Call(NamedTuple):
@@ -163,12 +163,12 @@ class Outbox:
     def _next(self) -> Call:
         first = self._waiting.popleft()
         together, name = [first], first.request.name
-        seconds = self._pace.expected(name)
+        seconds = self._pace.expected(first.request.label)
         if seconds is not None and first.nbytes >= 0:
             nbytes = first.nbytes
             while self._waiting and len(together) < MOST:
                 next = self._waiting[0]
-                more = self._pace.expected(next.request.name)
+                more = self._pace.expected(next.request.label)
                 if more is None or next.nbytes < 0:
                     break
                 seconds, nbytes = seconds + more, nbytes + next.nbytes
@@ -195,7 +195,8 @@ def _pack(request: Request) -> _Packed:
             nbytes = -1
             break
         if frames is not None:
-            nbytes += size(frames)  # type: ignore[arg-type]
+            # for the most part a pickle alone
+            nbytes += len(frames[0]) if len(frames) == 1 else size(frames)  # type: ignore
     if request.natives:  # Ray is to see them
         return _Packed(request, (*pack_request(request), pack_natives(request.natives)), -1)
     if nbytes > MOST_BYTES:

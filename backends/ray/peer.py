@@ -176,7 +176,10 @@ class Peer:
 
     def _call(self, call: Call) -> None:
         """Call its actor; for its outbox, which is flushed while we are connected."""
-        returned = self._method(call.method, call.name).remote(*call.arguments)
+        method = self._methods.get((call.method, call.name))
+        if method is None:
+            method = self._method(call.method, call.name)
+        returned = method.remote(*call.arguments)
         reply, apart = (returned, None) if call.method == "run_all" else returned
         under_way = UnderWay(self, call.requests, reply, apart)
         # where it is the only one, nothing else is to come from the engine before it
@@ -277,7 +280,7 @@ class Peer:
         with self._lock:
             for reply in replies:
                 if reply.msg_id in self.sent:
-                    backend.pace.note(self.sent[reply.msg_id][0].name, reply)
+                    backend.pace.note(self.sent[reply.msg_id][0].label, reply)
         if self.outbox.returned():
             self.leave()  # the engine has more to do before its client has what it did
         backend.replied(self, replies)

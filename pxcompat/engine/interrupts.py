@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -53,8 +54,9 @@ def on_main_thread() -> bool:
 
 #: whether the main thread is in an :func:`uninterrupted` block already
 _held = False
-#: what ends such blocks that go on until that of :func:`held_from_the_first_on` ends, if one does
-_at_the_end: list[Callable[[], None]] | None = None
+#: the block of :func:`held_from_the_first_on` with which they end, if there is one.  It counts for
+#: as long as it is there: an interrupt just when nothing has been sent may keep it from its exit
+_outer: weakref.ref[held_from_the_first_on] | None = None
 
 
 T = TypeVar("T")
@@ -124,8 +126,10 @@ class OwnFuture(concurrent.futures.Future[T]):
     _waiters = OnDemand(list)
 
     def __init__(self) -> None:
-        # as the standard library has it, which would make a Condition of its own for nothing
-        self._condition = Condition()
+        # as the standard library has it, which would make a Condition of its own for nothing;
+        # and as Condition() has it, without a step to there
+        self._condition = condition = Condition.__new__(Condition)
+        condition._lock = RLock()
         self._state = "PENDING"
         self._result = self._exception = None
         self._done_callbacks: list[Any] = []
@@ -167,10 +171,11 @@ class uninterrupted:
     def __exit__(self, *_: object) -> None:
         if self._handler is None:
             return
-        if _at_the_end is None:
+        outer = None if _outer is None else _outer()
+        if outer is None:
             self._end()
         else:
-            _at_the_end.append(self._end)
+            outer.hold(self._end)
 
     def _later(self, signum: int, frame: types.FrameType | None) -> None:
         self._came = True
@@ -187,25 +192,31 @@ class uninterrupted:
         self._let_through()
 
 
-@contextmanager
-def held_from_the_first_on() -> Iterator[None]:
+class held_from_the_first_on:
     """Have the first :func:`uninterrupted` block within this one last until the end of this one.
 
     So a call that sends, and then waits, is not interrupted between: when it has sent something,
     it comes to the waiting.  What it does before, such as pickling, is interrupted as usual.
     """
-    global _at_the_end
-    if not on_main_thread() or _held or _at_the_end is not None:
-        yield
-        return
-    ends: list[Callable[[], None]] = []
-    _at_the_end = ends
-    try:
-        yield
-    finally:
-        _at_the_end = None
-        for end in ends:
+
+    __slots__ = ("__weakref__", "_ends")
+
+    def __enter__(self) -> None:
+        global _outer
+        self._ends: list[Callable[[], None]] = []
+        if not _held and (_outer is None or _outer() is None) and on_main_thread():
+            _outer = weakref.ref(self)
+
+    def __exit__(self, *_: object) -> None:
+        global _outer
+        if _outer is not None and _outer() is self:
+            _outer = None
+        for end in self._ends:
             end()
+
+    def hold(self, end: Callable[[], None]) -> None:
+        """Have a block end with this one."""
+        self._ends.append(end)
 
 
 def _nothing() -> None:
