@@ -220,7 +220,8 @@ class Hub:
         # aborted before any engine had them
         for request in list(self._dispatcher.unsent.values()):
             rows.append((_datetime(request.header["submitted"]), request.msg_id))
-        return [msg_id for _, msg_id in sorted(rows)]
+        # one may have come to an engine all the same, which then refused it
+        return [msg_id for _, msg_id in sorted(set(rows))]
 
     def purge(self, msg_ids: Sequence[str] | None, keys: Sequence[str]) -> None:
         """Have engines forget requests; all, when None."""

@@ -79,7 +79,8 @@ class Tasks:
         self._lock = threading.Lock()
         self._tasks: dict[str, Task] = {}
         self._records = Records(max_records, max_bytes)
-        self._refused: OrderedDict[str, None] = OrderedDict()
+        #: what is not to run when it comes, and whether it will not run anywhere
+        self._refused: OrderedDict[str, bool] = OrderedDict()
         self._arrived: OrderedDict[str, None] = OrderedDict()
         self._expected: OrderedDict[str, list[Origin]] = OrderedDict()
         #: by client: how many of its executes failed that abort what is queued behind them
@@ -106,10 +107,18 @@ class Tasks:
     def admit(self, request: Request, origin: Origin) -> Task | None:
         """Take a request on, or answer one that was cancelled before it came."""
         msg_id = request.msg_id
+        waiting = [origin]
         with self._lock:
             task = self._tasks.get(msg_id)
             if msg_id in self._refused:
-                del self._refused[msg_id]  # it may be sent again
+                if self._refused.pop(msg_id) and msg_id not in self._records:
+                    # as if it had been cancelled here: it has a history, and may be run again
+                    record = Record(request)
+                    record.reply = Reply(msg_id, "aborted", self._key)
+                    record.forget_large_arguments()
+                    self._records.add(record)
+                    self._records.finish(record)
+                    waiting += self._expected.pop(msg_id, ())
                 task = None
             else:
                 if task is not None:  # announced before
@@ -122,7 +131,8 @@ class Tasks:
                 if len(self._arrived) > ARRIVED_LIMIT:
                     self._arrived.popitem(last=False)
         if task is None:
-            origin.reply(Reply(msg_id, "aborted", self._key))
+            for who in waiting:
+                who.reply(Reply(msg_id, "aborted", self._key))
         return task
 
     def _enlist(self, request: Request, origin: Origin) -> Task:
@@ -234,12 +244,12 @@ class Tasks:
                 if task is None:
                     if not coming or self._known(msg_id):
                         continue
-                    self._refuse(msg_id)
+                    self._refuse(msg_id, cancelled=False)
                 elif task.state != "queued" or (coming and not task.announced):
                     continue  # the next to begin, where the backend keeps those that wait
                 else:
                     if task.announced:
-                        self._refuse(msg_id)
+                        self._refuse(msg_id, cancelled=False)
                     task.state = "done"
                     del self._tasks[msg_id]
                     self._records.drop(msg_id)
@@ -266,14 +276,14 @@ class Tasks:
                     task.state = "done"
                     cancelled.append(task)
                     if task.announced:
-                        self._refuse(msg_id)
+                        self._refuse(msg_id, cancelled=True)
                     answer["cancelled"].append(msg_id)
                 elif task is not None:
                     answer["running"].append(msg_id)
                 elif self._known(msg_id):
                     answer["done"].append(msg_id)
                 else:
-                    self._refuse(msg_id)
+                    self._refuse(msg_id, cancelled=True)
                     answer["refused"].append(msg_id)
         for task in cancelled:
             self.finish(task, Reply(task.request.msg_id, "aborted", self._key))
@@ -283,9 +293,10 @@ class Tasks:
         """Whether a request is, or was, here."""
         return msg_id in self._records or msg_id in self._arrived
 
-    def _refuse(self, msg_id: str) -> None:
-        """Have a request answered with "aborted" when it comes."""
-        self._refused[msg_id] = None
+    def _refuse(self, msg_id: str, *, cancelled: bool) -> None:
+        """Have a request answered with "aborted" when it comes; it may be sent again unless it was
+        cancelled."""
+        self._refused[msg_id] = cancelled
         while len(self._refused) > REFUSED_LIMIT:
             self._refused.popitem(last=False)
 

@@ -39,7 +39,7 @@ def request(n: int, label: str = "short", arguments: Any = None) -> Request:
 
 
 def known(pace: Pace, label: str, seconds: float) -> None:
-    pace.note(f"px:apply:{label}", Reply("c_0", "ok", "e", 10.0, 10.0 + seconds))
+    pace.note(label, Reply("c_0", "ok", "e", 10.0, 10.0 + seconds))
 
 
 def ids(calls: list[Call]) -> list[list[int]]:
@@ -110,9 +110,9 @@ def test_a_call_has_a_few_milliseconds_of_work(outbox, calls, pace):
 def test_one_that_took_long_is_believed_at_once(pace):
     known(pace, "f", 0)
     known(pace, "f", 1)
-    assert pace.expected("px:apply:f") == 1
+    assert pace.expected("f") == 1
     known(pace, "f", 0)
-    assert 0.5 < pace.expected("px:apply:f") < 1
+    assert 0.5 < pace.expected("f") < 1
 
 
 def test_large_ones_leave_at_once_and_alone(outbox, calls, pace):
@@ -144,7 +144,7 @@ def test_buffers_are_their_owners_again(outbox, calls, pace):
 
 def test_large_results_share_no_call(outbox, calls, pace):
     reply = Reply("c_0", "ok", "e", 10.0, 10.0, StoredFrames("ref", 1 << 20))
-    pace.note("px:apply:short", reply)
+    pace.note("short", reply)
     outbox.add([request(0), request(1)])
     assert ids(calls) == [[0], [1]]
 

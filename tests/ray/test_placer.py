@@ -48,7 +48,7 @@ class _Backend:
 
     def __init__(self) -> None:
         self.pace = Pace()
-        self.pace.note("px:apply:f", Reply("c_0", "ok", "a", 10.0, 10.0))
+        self.pace.note("f", Reply("c_0", "ok", "a", 10.0, 10.0))
         self.peers = {"a": _Peer("a"), "b": _Peer("b")}
 
     def engines(self) -> list[Any]:

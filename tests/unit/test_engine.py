@@ -441,6 +441,7 @@ def test_what_is_on_its_way_can_be_given_back_and_is_refused_once(on):
     for request in (coming, announced):
         on.engine.submit(request, on.me)
         assert on.me.wait(request.msg_id).status == "aborted"
+        assert on.engine.tasks.query({"msg_id": request.msg_id}) == []
     on.me.said.clear()
     on.engine.submit(coming, on.me)  # sent again: nobody else wanted it
     assert on.me.wait(coming.msg_id).status == "ok"
@@ -507,9 +508,15 @@ def test_what_a_client_was_to_see_to_goes_with_it(on):
 
 def test_what_is_cancelled_before_it_comes_is_refused(on):
     request = on.request("execute", content={"code": "ran = 1", "silent": False})
+    other = Recorder()
+    assert on.engine.tasks.attach(request.msg_id, other) is None
     on.engine.tasks.cancel([request.msg_id])
     on.engine.submit(request, on.me)
     assert on.me.wait(request.msg_id).status == "aborted"
+    assert other.wait(request.msg_id).status == "aborted"
+    # it has a history, and may be run again, as if it had been cancelled in the queue
+    assert [r["status"] for r in on.engine.tasks.query({"msg_id": request.msg_id})] == ["aborted"]
+    assert on.engine.tasks.recall(request.msg_id) is request
     on.value(on.apply("def f(): return 1"))
     assert "ran" not in on.names
 
