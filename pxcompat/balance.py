@@ -369,7 +369,7 @@ class Balancer:
                     job.request.header["tries"] = job.retries
                 self._await(job)
         if not again:
-            if reply.status == "aborted" and reply.engine is None:
+            if reply.status == "aborted":  # an engine may not have had more than its name
                 self._dispatcher.unsent[reply.msg_id] = job.request
             self._finish(reply.msg_id)
             return False

@@ -123,7 +123,7 @@ class Dispatcher:
         self.results = Results()
         self.metadata: BoundedDict[Metadata] = MetadataByID(MAX_OUTCOMES)
         self.outcomes: BoundedDict[tuple[str, str | None]] = BoundedDict(MAX_OUTCOMES)
-        #: balanced requests that were aborted before any engine had them
+        #: balanced requests that were aborted, perhaps before any engine had them
         self.unsent: BoundedDict[Request] = BoundedDict(MAX_RESULTS)
         self.engine_callbacks: list[EngineCallback] = []
         #: asked before a reply is final: True when it has been taken care of (a retry)

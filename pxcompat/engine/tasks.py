@@ -111,8 +111,10 @@ class Tasks:
         with self._lock:
             task = self._tasks.get(msg_id)
             if msg_id in self._refused:
-                if self._refused.pop(msg_id) and msg_id not in self._records:
-                    # as if it had been cancelled here: it has a history, and may be run again
+                if self._refused.pop(msg_id):
+                    # as if it had been cancelled here: it has a history, and may be run again,
+                    # which what was announced of it may not
+                    self._records.forget(msg_id)
                     record = Record(request)
                     record.reply = Reply(msg_id, "aborted", self._key)
                     record.forget_large_arguments()

@@ -14,6 +14,7 @@ from pxcompat.dependency import Dependency
 from pxcompat.error import EngineError, NoEnginesRegistered, RemoteError, TaskAborted
 from pxcompat.futures import MessageFuture
 from pxcompat.hub import Hub
+from pxcompat.protocol import Reply
 
 CALL = (serialize.dumps(len), serialize.dumps((("abc",), {})))
 
@@ -385,6 +386,9 @@ def test_what_waits_is_aborted_without_asking_the_backend(backend, balancer):
     assert not placed.done()
     # kept, so that it can be submitted again
     assert backend.sink.unsent[waiting.msg_id].arguments == CALL[1]
+    # so is what an engine refused, which may not have had more than its name
+    backend.sink.reply(Reply(placed.msg_id, "aborted", "a"))
+    assert backend.sink.unsent[placed.msg_id].arguments == CALL[1]
     backend.ok(other.msg_id)
     assert waiting.msg_id not in [r.msg_id for _, r in backend.balanced]
 

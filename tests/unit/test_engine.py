@@ -452,13 +452,16 @@ def test_what_is_announced_counts_as_queued_and_can_be_cancelled(on):
         on.request("execute", content={"code": f"{name} = 1", "silent": False})
         for name in ("came", "never")
     )
-    on.engine.tasks.announce([coming, cancelled], on.me)
+    # of that which waits elsewhere an engine is told no more than this
+    heads = [Request(r.msg_id, r.kind, r.label, header=r.header) for r in (coming, cancelled)]
+    on.engine.tasks.announce(heads, on.me)
     assert on.engine.tasks.status()["queue"] == [coming.msg_id, cancelled.msg_id]
     assert on.engine.tasks.cancel([cancelled.msg_id])["cancelled"] == [cancelled.msg_id]
     for request in (coming, cancelled):
         on.engine.submit(request, on.me)
     assert on.me.wait(coming.msg_id).status == "ok"
     assert on.me.wait(cancelled.msg_id).status == "aborted"
+    assert on.engine.tasks.recall(cancelled.msg_id) is cancelled
     # late news change nothing
     on.engine.tasks.announce([coming, cancelled], on.me)
     assert on.engine.tasks.status()["queue"] == []
