@@ -370,7 +370,9 @@ class Balancer:
                 self._await(job)
         if not again:
             if reply.status == "aborted":  # an engine may not have had more than its name
-                self._dispatcher.unsent[reply.msg_id] = job.request
+                frames = job.request.arguments
+                large = sum(memoryview(f).nbytes for f in frames) if isinstance(frames, list) else 0
+                self._dispatcher.unsent.put(reply.msg_id, job.request, large)
             self._finish(reply.msg_id)
             return False
         self._look_at([reply.msg_id])

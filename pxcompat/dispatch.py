@@ -124,7 +124,7 @@ class Dispatcher:
         self.metadata: BoundedDict[Metadata] = MetadataByID(MAX_OUTCOMES)
         self.outcomes: BoundedDict[tuple[str, str | None]] = BoundedDict(MAX_OUTCOMES)
         #: balanced requests that were aborted, perhaps before any engine had them
-        self.unsent: BoundedDict[Request] = BoundedDict(MAX_RESULTS)
+        self.unsent: BoundedDict[Request] = BoundedDict(MAX_RESULTS, MAX_RESULT_BYTES)
         self.engine_callbacks: list[EngineCallback] = []
         #: asked before a reply is final: True when it has been taken care of (a retry)
         self.intercept: Callable[[Reply], bool] = lambda reply: False

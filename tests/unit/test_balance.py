@@ -377,7 +377,7 @@ def test_a_timer_ends_with_its_call(backend, balancer):
 
 
 def test_what_waits_is_aborted_without_asking_the_backend(backend, balancer):
-    placed, other = submit(balancer, 2)
+    placed, other, one, two = submit(balancer, 4)
     (waiting,) = submit(balancer, after=Dependency(other.msg_id))
     ids = [placed.msg_id, waiting.msg_id, "of nobody"]
     assert balancer.cancel_waiting(ids) == [waiting.msg_id]
@@ -389,6 +389,11 @@ def test_what_waits_is_aborted_without_asking_the_backend(backend, balancer):
     # so is what an engine refused, which may not have had more than its name
     backend.sink.reply(Reply(placed.msg_id, "aborted", "a"))
     assert backend.sink.unsent[placed.msg_id].arguments == CALL[1]
+    # but not any amount of it
+    backend.sink.unsent.max_bytes = 2 * len(CALL[1][0])
+    for future in (one, two):
+        backend.sink.reply(Reply(future.msg_id, "aborted", "a"))
+    assert list(backend.sink.unsent) == [one.msg_id, two.msg_id]
     backend.ok(other.msg_id)
     assert waiting.msg_id not in [r.msg_id for _, r in backend.balanced]
 
