@@ -33,7 +33,17 @@ from .engine.nested import NESTED, telling
 from .error import EngineDied, EngineError, TaskAborted, unwrap_exception
 from .futures import SENT, Latch, MessageFuture, Metadata
 from .objects import Accepted, RemoteReference
-from .protocol import Backend, EngineInfo, Frames, Handle, LargeResult, OutputEvent, Reply, Request
+from .protocol import (
+    Backend,
+    EngineInfo,
+    Fate,
+    Frames,
+    Handle,
+    LargeResult,
+    OutputEvent,
+    Reply,
+    Request,
+)
 
 __all__ = ["Dispatcher", "Results"]
 
@@ -122,7 +132,7 @@ class Dispatcher:
         self.history: BoundedList[str] = BoundedList(MAX_OUTCOMES)
         self.results = Results()
         self.metadata: BoundedDict[Metadata] = MetadataByID(MAX_OUTCOMES)
-        self.outcomes: BoundedDict[tuple[str, str | None]] = BoundedDict(MAX_OUTCOMES)
+        self.outcomes: BoundedDict[Fate] = BoundedDict(MAX_OUTCOMES)
         #: balanced requests that were aborted, perhaps before any engine had them
         self.unsent: BoundedDict[Request] = BoundedDict(MAX_RESULTS, MAX_RESULT_BYTES)
         self.engine_callbacks: list[EngineCallback] = []
@@ -358,11 +368,14 @@ class Dispatcher:
         with self.lock:  # what became of earlier ones says nothing of them
             self.stillborn.clear()
 
-    def fates(self, msg_ids: Sequence[str]) -> dict[str, str]:
+    def fates(self, msg_ids: Sequence[str]) -> dict[str, Fate]:
+        held: Fate = ("held", None)
         with self.lock:
-            held = {m: "held" for m in msg_ids if m in self.outstanding}
-            ended = {m: self.outcomes[m][0] for m in msg_ids if m in self.outcomes}
-        return {**ended, **held}
+            return {
+                m: held if m in self.outstanding else self.outcomes[m]
+                for m in msg_ids
+                if m in self.outstanding or m in self.outcomes
+            }
 
     def disconnected(self, reason: str) -> None:
         with self.lock:

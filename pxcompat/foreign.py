@@ -13,20 +13,22 @@ import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from .dispatch import Dispatcher
 from .engine.records import moves
 from .error import BackendError, EngineError
-from .protocol import Reply
+from .protocol import Fate, Reply
 
 if TYPE_CHECKING:
     from .hub import Hub
 
-__all__ = ["Foreign"]
+__all__ = ["LOST", "Foreign"]
 
 log = logging.getLogger("pxcompat")
 
+#: of what nobody knows
+LOST: Fate = ("", None)
 #: seconds between two looks, and for each request
 PAUSE = 0.5
 EACH = 0.001
@@ -126,25 +128,38 @@ class Foreign:
             missing.difference_update(self._hub.unassigned())
         fates = self._hub.fates(list(missing)) if missing else {}
         for msg_id in missing:
-            self._judge(msg_id, sought[msg_id], fates.get(msg_id, ""))
+            self._judge(msg_id, sought[msg_id], fates.get(msg_id, LOST))
 
-    def _judge(self, msg_id: str, one: _Sought, fate: str) -> None:
+    def _judge(self, msg_id: str, one: _Sought, said: Fate) -> None:
         """Nobody has a request but, perhaps, its client, who says this of it."""
+        fate, key = said
         if fate == "held":
             one.missed = 0
             return
         one.missed += 1
         if fate == "aborted":
             self._dispatcher.reply(Reply(msg_id, "aborted"))
+        elif fate == "error" and self._went_with(key, one):
+            self._dispatcher.found(msg_id, key)
         elif one.last is not None and (fate == "error" or one.missed >= MISSES):
             content = {k: v for k, v in one.last.content.items() if k != "moves"}
             if content.get("ename") == "UnmetDependency":
                 content["ename"] = "ImpossibleDependency"
             self._dispatcher.reply(dataclasses.replace(one.last, content=content))
         elif one.missed >= MISSES:
-            why = (
-                "its client has given it up, or the engine that had it is gone"
-                if fate
-                else "its client is gone, and no engine has it"
-            )
-            self._dispatcher.fail(msg_id, EngineError(f"task {msg_id!r} will not be done: {why}"))
+            engine = self._dispatcher.ids.get(key) if key else None
+            why = _why(fate, "its engine" if engine is None else f"engine {engine}")
+            self._dispatcher.fail(msg_id, EngineError(f"task {msg_id!r} {why}"))
+
+    def _went_with(self, key: str | None, one: _Sought) -> TypeGuard[str]:
+        """Whether the end of this engine was a request's, and no failure on it before."""
+        gone = key in self._dispatcher.ids and key not in self._dispatcher.engines
+        return gone and (one.last is None or one.last.engine != key)
+
+
+def _why(fate: str, engine: str) -> str:
+    """Why nothing more is to come."""
+    if not fate:
+        return "will not be done: its client is gone, and no engine has it"
+    how = "was done" if fate == "ok" else "failed"
+    return f"{how}, and {engine} has forgotten it, or is gone"

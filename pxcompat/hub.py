@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from .dispatch import Dispatcher
 from .engine.records import KEYS, check
 from .error import EngineError, UnknownRequest
-from .foreign import Foreign
+from .foreign import LOST, Foreign
 from .futures import MessageFuture, Metadata
-from .protocol import Request
+from .protocol import Fate, Request
 
 __all__ = ["Hub"]
 
@@ -108,14 +108,14 @@ class Hub:
         found = [(key, record) for key, record in answers.items() if record is not None]
         if found:  # the latest try
             return max(found, key=lambda place: place[1]["started"] or math.inf)
-        waits = msg_id in self.unassigned() or self.fates([msg_id]).get(msg_id) == "held"
+        waits = msg_id in self.unassigned() or self.fates([msg_id]).get(msg_id, LOST)[0] == "held"
         return ("", None) if waits else None
 
     def unassigned(self) -> list[str]:
         """Ids of balanced requests that no engine has, as far as the cluster knows."""
         return list(self._dispatcher.backend.control(None, "unassigned", {}).result(TIMEOUT))
 
-    def fates(self, msg_ids: Sequence[str]) -> dict[str, str]:
+    def fates(self, msg_ids: Sequence[str]) -> dict[str, Fate]:
         """What other clients that are there say of requests of theirs."""
         theirs = [m for m in msg_ids if not m.startswith(self._dispatcher.session)]
         if not theirs:
@@ -249,7 +249,7 @@ class Hub:
                 found.update((m, "queued") for m in self.unassigned() if m in missing)
             if rest := [m for m in missing if m not in found]:
                 fates = self.fates(rest)
-                found.update((m, "queued") for m, fate in fates.items() if fate == "held")
+                found.update((m, "queued") for m, (fate, _) in fates.items() if fate == "held")
             return True if set(msg_ids) <= set(found) else None
 
         self._patiently(find)

@@ -33,6 +33,7 @@ __all__ = [
     "Capabilities",
     "EngineInfo",
     "EventSink",
+    "Fate",
     "Frames",
     "Handle",
     "LargeResult",
@@ -47,6 +48,9 @@ __all__ = [
 
 #: A pickled object: the pickle itself first, then its out-of-band buffers, uncopied.
 Frames = list[bytes | bytearray | memoryview]
+
+#: What became of a request, and the key of its engine; see :meth:`EventSink.fates`.
+Fate = tuple[str, str | None]
 
 
 @runtime_checkable
@@ -310,9 +314,10 @@ class EventSink(Protocol):
     def reply(self, reply: Reply) -> None:
         """A request ended."""
 
-    def fates(self, msg_ids: Sequence[str]) -> dict[str, str]:
+    def fates(self, msg_ids: Sequence[str]) -> dict[str, Fate]:
         """What has become of this client's requests, for others who wait for them: ``held`` while
-        it has no final reply, then ``ok``, ``error`` or ``aborted``."""
+        it has no final reply, then ``ok``, ``error`` or ``aborted``; and the key of the engine
+        where it ended, if it got to one."""
 
     def disconnected(self, reason: str) -> None:
         """The whole cluster is out of reach; no request outstanding will be answered."""

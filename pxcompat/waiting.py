@@ -8,17 +8,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import (
     ALL_COMPLETED,
     FIRST_COMPLETED,
+    FIRST_EXCEPTION,
     Future,
     InvalidStateError,
     wait as futures_wait,
 )
 from contextlib import suppress
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from .engine import engine_of_thread
-from .engine.interrupts import OwnFuture
+from .engine.interrupts import PULSE, OwnFuture, on_main_thread
 from .engine.nested import check_may_wait, help_until, telling
 from .futures import Latch, MessageFuture
 
@@ -41,7 +42,7 @@ def wait_for(
     if telling.now and not enough(future.done() for future in futures):
         check_may_wait(timeout)
     if engine_of_thread() is None:
-        return futures_wait(futures, timeout, return_when)
+        return _in_pulses(futures, timeout, return_when)
     if return_when == ALL_COMPLETED:
         for future in futures:
             timeout = help_until(future, timeout)
@@ -50,19 +51,34 @@ def wait_for(
     while True:
         found = futures_wait(futures, 0)
         left = deadline - time.monotonic()
-        if (
-            not found.not_done
-            or left <= 0
-            or any(
-                return_when == FIRST_COMPLETED or future.cancelled() or future.exception()
-                for future in found.done
-            )
-        ):
+        if left <= 0 or _enough(found, return_when):
             return found
         changed: Future[None] = OwnFuture()
         for future in found.not_done:
             future.add_done_callback(partial(_set, changed))
         help_until(changed, None if timeout is None else left)
+
+
+def _in_pulses(futures: Collection[Future[Any]], timeout: float | None, return_when: str) -> Any:
+    """:func:`concurrent.futures.wait`, that interrupts end."""
+    if not on_main_thread():
+        return futures_wait(futures, timeout, return_when)
+    deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+    left = PULSE if timeout is None else timeout
+    while True:
+        found = futures_wait(futures, min(left, PULSE), return_when)
+        left = deadline - time.monotonic()
+        if left <= 0 or _enough(found, return_when):
+            return found
+
+
+def _enough(found: Any, return_when: str) -> bool:
+    """Whether what :func:`concurrent.futures.wait` gives is what was waited for."""
+    return not found.not_done or any(
+        return_when == FIRST_COMPLETED
+        or (return_when == FIRST_EXCEPTION and (future.cancelled() or future.exception()))
+        for future in found.done
+    )
 
 
 def _set(event: Future[None], _: object) -> None:
@@ -170,8 +186,10 @@ class Items(Iterator[Any]):
         if self._finished is not None:
             if self._finished.empty() and engine_of_thread() is not None:
                 wait_for([c for c in self._children if not c.done()], None, FIRST_COMPLETED)
-            child = self._finished.get()
-            self._pending.pop()  # counts only
-            return child
+            while True:
+                with suppress(Empty):
+                    child = self._finished.get(timeout=PULSE)
+                    self._pending.pop()  # counts only
+                    return child
         wait_for([self._pending[0]], None)
         return self._pending.popleft()

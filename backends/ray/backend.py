@@ -232,7 +232,7 @@ class RayBackend:
         come in their time."""
         fates = self.sink.fates(msg_ids)
         for peer in list(self._peers.values()):
-            fates |= {msg_id: "held" for msg_id in msg_ids if msg_id in peer.sent}
+            fates |= {msg_id: ("held", None) for msg_id in msg_ids if msg_id in peer.sent}
         with contextlib.suppress(EngineError), self.connected():
             self.registry.say_fates.remote(number, fates)
 

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import pxcompat
 from pxcompat.error import BackendError
-from pxcompat.protocol import EngineInfo
+from pxcompat.protocol import EngineInfo, Fate
 
 from ..fates import Fates
 from ..mpi import Worlds
@@ -215,7 +215,7 @@ class Registry:
         await self._mail.put(session, message)
         return session in self._mail
 
-    async def say_fates(self, number: int, fates: dict[str, str]) -> None:
+    async def say_fates(self, number: int, fates: dict[str, Fate]) -> None:
         """A client says what has become of requests of its."""
         self._fates.say(number, fates)
 

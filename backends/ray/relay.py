@@ -36,6 +36,7 @@ from pxcompat.objects import RemoteReference
 from pxcompat.protocol import (
     Capabilities,
     EventSink,
+    Fate,
     Frames,
     Handle,
     LargeResult,
@@ -369,10 +370,10 @@ class _Sink:
     def sent(self, msg_id: str) -> None:
         """Said already, when it went into the pipe."""
 
-    def fates(self, msg_ids: Sequence[str]) -> dict[str, str]:
+    def fates(self, msg_ids: Sequence[str]) -> dict[str, Fate]:
         """Who knows is in the other process, and is not waited for: those of a client that is
         there are taken to be waited for."""
-        return dict.fromkeys(msg_ids, "held")
+        return dict.fromkeys(msg_ids, ("held", None))
 
     def output(self, msg_id: str, event: OutputEvent) -> None:
         if "frames" in event.content:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from ..engine.interrupts import Condition
 from ..error import EngineError
 from ..progress import aside, progress as progress_bar
-from ..protocol import EngineInfo, OutputEvent, Reply
+from ..protocol import EngineInfo, Fate, OutputEvent, Reply
 
 __all__ = ["EngineWatch"]
 
@@ -142,7 +142,7 @@ class EngineWatch:
     def engines_starting(self) -> None: ...  # whoever waits, waits for some by name
 
     # What is said about requests: there are none.
-    def fates(self, msg_ids: Sequence[str]) -> dict[str, str]:
+    def fates(self, msg_ids: Sequence[str]) -> dict[str, Fate]:
         return {}
 
     def sent(self, msg_id: str) -> None: ...

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 import weakref
 from collections.abc import Callable, Collection, Iterator
@@ -17,6 +18,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 __all__ = [
+    "PULSE",
     "Condition",
     "Event",
     "OnDemand",
@@ -59,6 +61,11 @@ _held = False
 _outer: weakref.ref[held_from_the_first_on] | None = None
 
 
+#: seconds after which the main thread looks up from a wait.  A signal that comes between Python's
+#: last look for signals and the system's wait ends no wait, nor does one that the system gives to
+#: another thread: the interrupt would come with the reply
+PULSE = 1.0
+
 T = TypeVar("T")
 
 #: what ``threading.RLock()``, a function, makes
@@ -89,7 +96,14 @@ class Condition(threading.Condition):
         if "_waiters" not in vars(self):  # whoever waits has the lock
             super().__init__(self._lock)
         try:
-            return super().wait(timeout)
+            if not on_main_thread():
+                return super().wait(timeout)
+            deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+            left = PULSE if timeout is None else timeout
+            while not super().wait(min(left, PULSE)):
+                if (left := deadline - time.monotonic()) <= 0:
+                    return False
+            return True
         except BaseException:
             # one that comes just when the lock has been let go of is ahead of what takes it again
             if not self._is_owned():  # type: ignore[attr-defined]

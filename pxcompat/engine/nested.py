@@ -19,6 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from . import current_or_none, engine_of_thread
+from .interrupts import PULSE
 
 if TYPE_CHECKING:
     from .runtime import Engine
@@ -105,11 +106,13 @@ def help_until(
             left = max(0.0, deadline - time.monotonic())
         # From the one queue to the other without a bytecode in between, where an interrupt
         # could come and what was taken be lost.
-        get = partial(engine._queue.get, True, left)
+        get = partial(engine._queue.get, True, PULSE if left is None else min(left, PULSE))
         try:
             engine._deferred.extend(islice(iter(get, _NEVER), 1))
         except queue.Empty:
-            return 0.0
+            if left is not None and left <= PULSE:
+                return 0.0
+            continue
         item = engine._deferred[-1]
         request = getattr(item, "request", None)
         if item is _awake:

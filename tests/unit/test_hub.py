@@ -119,8 +119,30 @@ def test_what_nobody_has_any_more_is_lost(backend, engines, hub, quick):
 def test_its_client_says_that_it_was_aborted(backend, engines, hub, quick):
     future = fetch_waiting(backend, hub)
     backend.answers["unassigned"] = lambda key, args: []
-    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], "aborted")
+    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], ("aborted", None))
     with pytest.raises(TaskAborted):
+        future.result(PATIENCE)
+
+
+def test_its_client_says_that_its_engine_died(backend, engines, hub, quick):
+    """Before anybody saw it there."""
+    future = fetch_waiting(backend, hub)
+    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], ("held", None))
+    backend.answers["unassigned"] = lambda key, args: []
+    backend.sink.engine_down("b", "it was killed")
+    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], ("error", "b"))
+    with pytest.raises(EngineDied, match="Engine 1 died"):
+        future.result(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("fate", "said"), [("ok", "was done, and engine 0 has"), ("error", "failed, and engine 0 has")]
+)
+def test_its_client_knows_and_its_engine_does_not(backend, engines, hub, quick, fate, said):
+    future = fetch_waiting(backend, hub)
+    backend.answers["unassigned"] = lambda key, args: []
+    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], (fate, "a"))
+    with pytest.raises(EngineError, match=said):
         future.result(PATIENCE)
 
 
@@ -148,12 +170,12 @@ def test_an_engine_that_came_later_is_asked_for_it_once(backend, engines, hub, q
 
 def test_the_error_of_its_last_try_is_its_own(backend, engines, hub, quick):
     future = fetch_waiting(backend, hub)
-    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], "held")
+    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], ("held", None))
     content = {"ename": "UnmetDependency", "evalue": "no", "traceback": [], "engine_info": {}}
     backend.sink.reply(Reply("them_1", "error", "a", content={**content, "moves": True}))
     assert not future.done()
     backend.answers["unassigned"] = lambda key, args: []
-    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], "error")
+    backend.answers["fates"] = lambda key, args: dict.fromkeys(args["msg_ids"], ("error", "a"))
     with pytest.raises(RemoteError, match="ImpossibleDependency"):
         future.result(PATIENCE)
 

@@ -6,6 +6,7 @@ import concurrent.futures
 import inspect
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 
 from pxcompat.cluster.app import _stop_signals
 from pxcompat.engine.interrupts import Condition, OwnFuture
+from pxcompat.waiting import Items, wait_for
 
-from ..common import PATIENCE
+from ..common import PATIENCE, wait_until
 
 
 def test_our_futures_have_what_the_standard_librarys_have() -> None:
@@ -95,6 +97,42 @@ def test_an_interrupt_as_the_lock_is_let_go_of_is_the_one_that_is_raised() -> No
         condition.wait(PATIENCE)
     assert condition.acquire(blocking=False)
     condition.release()
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda future: future.result(),
+        lambda future: future.result(2 * PATIENCE),
+        lambda future: wait_for([future], None),
+        lambda future: wait_for([future, OwnFuture()], None, "FIRST_COMPLETED"),
+        lambda future: wait_for([future, OwnFuture()], None, "FIRST_EXCEPTION"),
+        lambda future: next(Items([future], lambda child: [child], ordered=False)),
+    ],
+    ids=["future", "timeout", "all", "first", "exception", "items"],
+)
+def test_an_interrupt_that_ends_no_wait_of_the_systems_ends_ours(wait: Any) -> None:
+    """Here since another thread has the signal; else as it comes just before the wait."""
+    future = OwnFuture[int]()
+    main = threading.main_thread().ident
+
+    def waits() -> bool:
+        innermost = inspect.getframeinfo(sys._current_frames()[main])  # type: ignore[index]
+        return "acquire" in str(innermost.code_context) or "get(" in str(innermost.code_context)
+
+    def interrupt() -> None:
+        wait_until(waits)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    fallback = threading.Timer(PATIENCE, future.set_exception, [TimeoutError()])
+    fallback.start()
+    with pytest.raises(KeyboardInterrupt):
+        thread.start()
+        wait(future)
+    fallback.cancel()
+    thread.join()
+    assert not future.done()
 
 
 def test_futures_are_waited_for_by_the_standard_library() -> None:
