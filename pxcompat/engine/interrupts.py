@@ -88,6 +88,8 @@ class Condition(threading.Condition):
     release = cached_property(attrgetter("_lock.release"))
 
     _waiters: Collection[Any] = ()
+    #: how often somebody who waited was
+    _notified = 0
 
     def __init__(self, lock: Any = None) -> None:
         self._lock = RLock() if lock is None else lock
@@ -100,7 +102,10 @@ class Condition(threading.Condition):
                 return super().wait(timeout)
             deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
             left = PULSE if timeout is None else timeout
+            notified = self._notified
             while not super().wait(min(left, PULSE)):
+                if self._notified != notified:  # as it looked up
+                    break
                 if (left := deadline - time.monotonic()) <= 0:
                     return False
             return True
@@ -112,6 +117,7 @@ class Condition(threading.Condition):
 
     def notify(self, n: int = 1) -> None:
         if self._waiters:
+            self._notified += 1
             super().notify(n)
 
     def notify_all(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pxcompat.cluster.app import _stop_signals
+from pxcompat.engine import interrupts
 from pxcompat.engine.interrupts import Condition, OwnFuture
 from pxcompat.waiting import Items, wait_for
 
@@ -99,6 +100,31 @@ def test_an_interrupt_as_the_lock_is_let_go_of_is_the_one_that_is_raised() -> No
     condition.release()
 
 
+def innermost() -> str:
+    """The line of Python at which the main thread is."""
+    frame = sys._current_frames()[threading.main_thread().ident]  # type: ignore[index]
+    return str(inspect.getframeinfo(frame).code_context)
+
+
+def test_a_wait_that_looks_up_as_it_is_notified_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "PULSE", 0.01)
+    condition = Condition()
+
+    def looks_up() -> bool:
+        return "_acquire_restore" in innermost()
+
+    def notify() -> None:
+        with condition:
+            wait_until(looks_up)
+            condition.notify_all()
+
+    thread = threading.Thread(target=notify)
+    with condition:
+        thread.start()
+        assert condition.wait(PATIENCE / 10)
+    thread.join()
+
+
 @pytest.mark.parametrize(
     "wait",
     [
@@ -114,11 +140,9 @@ def test_an_interrupt_as_the_lock_is_let_go_of_is_the_one_that_is_raised() -> No
 def test_an_interrupt_that_ends_no_wait_of_the_systems_ends_ours(wait: Any) -> None:
     """Here since another thread has the signal; else as it comes just before the wait."""
     future = OwnFuture[int]()
-    main = threading.main_thread().ident
 
     def waits() -> bool:
-        innermost = inspect.getframeinfo(sys._current_frames()[main])  # type: ignore[index]
-        return "acquire" in str(innermost.code_context) or "get(" in str(innermost.code_context)
+        return ".acquire" in innermost() or "get(" in innermost()
 
     def interrupt() -> None:
         wait_until(waits)

@@ -228,11 +228,21 @@ def _aliased() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def ipython_dir() -> Iterator[str]:
-    """A private IPython folder a module, the alias on, and the package in the engines' path."""
+    """A private IPython folder a module, the alias on, and the package in the engines' path.
+
+    In a folder for temporary files of its own, where some tests have their profile: two runs at
+    the same time would take one another's clusters for theirs.
+    """
     path = os.pathsep.join(filter(None, (str(_package_folder()), os.environ.get("PYTHONPATH"))))
-    with tempfile.TemporaryDirectory(suffix=".ipython", ignore_cleanup_errors=True) as folder:
-        changes = {"IPYTHONDIR": folder, "PYTHONPATH": path}
-        with mock.patch.dict(os.environ, changes), _aliased():
+    with tempfile.TemporaryDirectory(prefix="px", ignore_cleanup_errors=True) as temporary:
+        folder = os.path.join(temporary, ".ipython")
+        os.mkdir(folder)
+        changes = {"IPYTHONDIR": folder, "PYTHONPATH": path, "TMPDIR": temporary}
+        with (
+            mock.patch.dict(os.environ, changes),
+            mock.patch.object(tempfile, "tempdir", temporary),
+            _aliased(),
+        ):
             ProfileDir.create_profile_dir_by_name(folder, name="default")
             yield folder
 
