@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .. import error
 from ..display import show_folded_errors, show_outputs
-from ..engine.interrupts import uninterrupted
+from ..engine.interrupts import held_from_the_first_on, uninterrupted
 
 if TYPE_CHECKING:
     from ..asyncresult import AsyncResult
@@ -41,7 +41,7 @@ def collect(
     client: Client,
     result: AsyncResult,
     how: Presentation,
-    holding: ExitStack,
+    holding: held_from_the_first_on,
     *,
     watch: Watch | None = None,
     interrupted: bool = False,
@@ -53,7 +53,7 @@ def collect(
 
     Parameters
     ----------
-    holding : ExitStack
+    holding : held_from_the_first_on
         What holds a KeyboardInterrupt off; closed when one is expected here.
     watch : Watch, optional
         What interrupts the engines when their time is up.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -377,10 +376,9 @@ class ParallelMagics(Magics):
         values = self._pushed(push or ())
         pushed = view.push(values, targets=targets, block=False) if values else None
 
-        with ExitStack() as holding:
-            # a Ctrl-C that comes once the cell was sent is for the engines: it is held off until
-            # somebody is there to pass it on
-            holding.enter_context(held_from_the_first_on())
+        # a Ctrl-C that comes once the cell was sent is for the engines: it is held off until
+        # somebody is there to pass it on
+        with held_from_the_first_on() as holding:
             result: AsyncResult = view.execute(cell, silent=False, targets=targets, block=False)
             result._fname = "%px"
             self.last_result = result
@@ -431,7 +429,7 @@ class ParallelMagics(Magics):
                 self.shell.user_ns[name] = view.pull(name, targets=targets, block=True)
         return None
 
-    def _run_here(self, cell: str, holding: ExitStack, block: bool) -> bool:
+    def _run_here(self, cell: str, holding: held_from_the_first_on, block: bool) -> bool:
         """Run a cell in this process; whether that was interrupted, when somebody waits."""
         try:
             holding.close()

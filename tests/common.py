@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ import pytest
 
 from pxcompat import DirectView, interactive
 
-__all__ = ["PATIENCE", "held", "let_go", "surroundings", "wait_until"]
+__all__ = ["PATIENCE", "held", "interrupted_at", "let_go", "surroundings", "wait_until"]
 
 #: seconds for anything to happen that a test waits for, on the slowest machine
 PATIENCE = 90
@@ -27,6 +29,32 @@ def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
         assert time.monotonic() < deadline, f"still not so after {timeout} s: {condition}"
         time.sleep(0.02)
     return value
+
+
+def interrupted_at(
+    count: int, call: Callable[[], Any], *files: str
+) -> tuple[bool, KeyboardInterrupt | None]:
+    """Press Ctrl-C as a call comes to the so-and-so-manieth function written in Python, of those in
+    some files where any are named: whether it came so far, and what it raised."""
+    left = count
+
+    def trace(frame: Any, event: str, _: Any) -> None:
+        nonlocal left
+        if event == "call" and (not files or frame.f_code.co_filename in files):
+            left -= 1
+            if not left:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt as interrupt:
+        return True, interrupt
+    finally:
+        sys.settrace(before)
+    return left <= 0, None
 
 
 @contextlib.contextmanager

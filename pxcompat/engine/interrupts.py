@@ -217,22 +217,30 @@ class held_from_the_first_on:
 
     So a call that sends, and then waits, is not interrupted between: when it has sent something,
     it comes to the waiting.  What it does before, such as pickling, is interrupted as usual.
+
+    For a ``with`` of its own: an interrupt that kept it from its exit would leave all others held
+    for as long as a traceback has it, and the steps of an ``ExitStack`` let one in.
     """
 
     __slots__ = ("__weakref__", "_ends")
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> held_from_the_first_on:
         global _outer
         self._ends: list[Callable[[], None]] = []
         if not _held and (_outer is None or _outer() is None) and on_main_thread():
             _outer = weakref.ref(self)
+        return self
 
     def __exit__(self, *_: object) -> None:
         global _outer
         if _outer is not None and _outer() is self:
             _outer = None
-        for end in self._ends:
-            end()
+        while self._ends:
+            self._ends.pop()()
+
+    def close(self) -> None:
+        """End it here, ahead of the end of the block."""
+        self.__exit__()
 
     def hold(self, end: Callable[[], None]) -> None:
         """Have a block end with this one."""

@@ -5,6 +5,8 @@ Takes the fixture ``rc``: a client with two engines or more.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import signal
 import sys
@@ -18,12 +20,12 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import RichOutput, capture_output
 
-from pxcompat import interactive
+from pxcompat import interactive, magics
 from pxcompat.display import ranges
 from pxcompat.error import AlreadyDisplayedError, CompositeError, RemoteError, TaskAborted
 from pxcompat.magics import execution
 
-from ..common import PATIENCE, wait_until
+from ..common import PATIENCE, interrupted_at, wait_until
 
 
 @pytest.fixture
@@ -295,6 +297,23 @@ def test_ctrl_c_when_a_cell_has_begun_and_nobody_waits_yet(
     monkeypatch.undo()
     assert "Received Keyboard Interrupt" in shown.stderr
     assert not rc.outstanding
+
+
+@pytest.mark.parametrize("options", ["", "--noblock"])
+def test_ctrl_c_anywhere_in_a_cell_leaves_the_next_one_heard(
+    ip: InteractiveShell, view: Any, options: str
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    raised = []  # which IPython keeps, with its traceback
+    for count in itertools.count(1):
+        came, interrupt = interrupted_at(
+            count, lambda: px(ip, options, "1"), str(magics.px.__file__), contextlib.__file__
+        )
+        raised.append(interrupt)
+        view.apply_sync(int)
+        assert signal.getsignal(signal.SIGINT) == handler
+        if not came:
+            break
 
 
 @needs_kill
