@@ -11,15 +11,17 @@ from concurrent.futures import (
     FIRST_EXCEPTION,
     Future,
     InvalidStateError,
+    TimeoutError as FutureTimeoutError,
     wait as futures_wait,
 )
+from concurrent.futures._base import DoneAndNotDoneFutures
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from .engine import engine_of_thread
-from .engine.interrupts import PULSE, OwnFuture, on_main_thread
+from .engine.interrupts import PULSE, OwnFuture, on_main_thread, uninterrupted
 from .engine.nested import check_may_wait, help_until, telling
 from .futures import Latch, MessageFuture
 
@@ -42,14 +44,14 @@ def wait_for(
     if telling.now and not enough(future.done() for future in futures):
         check_may_wait(timeout)
     if engine_of_thread() is None:
-        return _in_pulses(futures, timeout, return_when)
+        return _wait(futures, timeout, return_when)
     if return_when == ALL_COMPLETED:
         for future in futures:
             timeout = help_until(future, timeout)
-        return futures_wait(futures, timeout)
+        return _found(futures)
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
     while True:
-        found = futures_wait(futures, 0)
+        found = _found(futures)
         left = deadline - time.monotonic()
         if left <= 0 or _enough(found, return_when):
             return found
@@ -59,17 +61,51 @@ def wait_for(
         help_until(changed, None if timeout is None else left)
 
 
-def _in_pulses(futures: Collection[Future[Any]], timeout: float | None, return_when: str) -> Any:
-    """:func:`concurrent.futures.wait`, that interrupts end."""
+def _wait(futures: Collection[Future[Any]], timeout: float | None, return_when: str) -> Any:
+    """:func:`concurrent.futures.wait`, that interrupts end.
+
+    One in the midst of the standard library's own would leave locks of the futures taken, and the
+    thread that receives replies would wait for them for ever.
+    """
     if not on_main_thread():
         return futures_wait(futures, timeout, return_when)
-    deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
-    left = PULSE if timeout is None else timeout
-    while True:
-        found = futures_wait(futures, min(left, PULSE), return_when)
-        left = deadline - time.monotonic()
-        if left <= 0 or _enough(found, return_when):
-            return found
+    found = _found(futures)
+    if _enough(found, return_when):
+        return found
+    left = set(futures)
+    enough: Future[None] = OwnFuture()
+
+    def look(future: Future[Any]) -> None:
+        left.discard(future)
+        if (
+            not left
+            or return_when == FIRST_COMPLETED
+            # not its own exception(), which unpickles
+            or (return_when == FIRST_EXCEPTION and _failed(future))
+        ):
+            _set(enough)
+
+    try:
+        for future in futures:
+            future.add_done_callback(look)
+        with suppress(FutureTimeoutError):
+            enough.exception(timeout)
+    finally:
+        with uninterrupted():  # who waits again and again leaves nothing there
+            for future in left.copy():
+                with future._condition, suppress(ValueError):
+                    future._done_callbacks.remove(look)
+    return _found(futures)
+
+
+def _found(futures: Collection[Future[Any]]) -> Any:
+    """What :func:`concurrent.futures.wait` gives, as things are."""
+    done = {future for future in futures if future.done()}
+    return DoneAndNotDoneFutures(done, set(futures) - done)
+
+
+def _failed(future: Future[Any]) -> bool:
+    return future.cancelled() or Future.exception(future) is not None
 
 
 def _enough(found: Any, return_when: str) -> bool:
@@ -81,7 +117,7 @@ def _enough(found: Any, return_when: str) -> bool:
     )
 
 
-def _set(event: Future[None], _: object) -> None:
+def _set(event: Future[None], _: object = None) -> None:
     with suppress(InvalidStateError):
         event.set_result(None)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import inspect
+import itertools
 import os
 import signal
 import sys
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from pxcompat.engine import interrupts
 from pxcompat.engine.interrupts import Condition, OwnFuture
 from pxcompat.waiting import Items, wait_for
 
-from ..common import PATIENCE, wait_until
+from ..common import PATIENCE, interrupted_at, wait_until
 
 
 def test_our_futures_have_what_the_standard_librarys_have() -> None:
@@ -157,6 +159,30 @@ def test_an_interrupt_that_ends_no_wait_of_the_systems_ends_ours(wait: Any) -> N
     fallback.cancel()
     thread.join()
     assert not future.done()
+
+
+@pytest.mark.parametrize("when", ["ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION"])
+def test_an_interrupt_anywhere_in_a_wait_keeps_no_reply_from_arriving(when: str) -> None:
+    for count in itertools.count(1):
+        futures = [OwnFuture[int](), OwnFuture[int]()]
+        came, _ = interrupted_at(count, partial(wait_for, futures, 0.01, when))
+        for future in futures:
+            receiving = threading.Thread(target=future.set_result, args=[1], daemon=True)
+            receiving.start()
+            receiving.join(PATIENCE / 10)
+            assert not receiving.is_alive()
+        if not came:
+            break
+
+
+def test_waiting_again_and_again_leaves_nothing_at_a_future() -> None:
+    first, second = OwnFuture[int](), OwnFuture[int]()
+    for _ in range(3):
+        found = wait_for([first, second], 0, "FIRST_EXCEPTION")
+        assert found.not_done == {first, second}
+    assert not first._done_callbacks and not second._done_callbacks
+    first.set_exception(OSError())
+    assert wait_for([first, second], PATIENCE, "FIRST_EXCEPTION").done == {first}
 
 
 def test_futures_are_waited_for_by_the_standard_library() -> None:
