@@ -12,6 +12,7 @@ from . import serialize
 from .asyncresult import AsyncResult
 from .baseview import View
 from .dependency import Dependency
+from .engine.interrupts import uninterrupted
 from .futures import MessageFuture
 from .lazymap import LazyMap, LazyMapIterator
 from .protocol import Frames
@@ -276,8 +277,9 @@ class LoadBalancedView(View):
             max_unread=0 if is_bounded else max(MAX_UNREAD, limit),
             at_end=self._outstanding_maps.discard,
         )
-        self._outstanding_maps.add(lazy_map)
-        lazy_map.start()
+        with uninterrupted():  # one that never starts never ends, which the executor waits for
+            self._outstanding_maps.add(lazy_map)
+            lazy_map.start()
         return LazyMapIterator(lazy_map, return_exceptions)
 
     def _finish_maps(self) -> None:

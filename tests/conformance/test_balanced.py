@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from typing import Any
 
 import pytest
 
 import pxcompat as ipp
+from pxcompat import lazymap, lbview
 
-from ..common import PATIENCE
+from ..common import PATIENCE, interrupted_at, wait_until
 from .test_requests import hold
 
 
@@ -138,6 +140,19 @@ def test_a_function_may_have_any_name(lbv: ipp.LoadBalancedView) -> None:
 
     double.__name__ = "a\ud83d"  # which UTF-8 has no bytes for
     assert lbv.map_async(double, range(8)).get(PATIENCE) == [2 * n for n in range(8)]
+
+
+# an interrupt in a finalizer is dropped, and Python says so
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_as_a_map_begins_leaves_nothing_to_wait_for(lbv: ipp.LoadBalancedView) -> None:
+    files = [str(module.__file__) for module in (lbview, lazymap, threading)]
+    for count in itertools.count(1):
+        came, _ = interrupted_at(count, lambda: lbv.imap(abs, [-1]), *files)
+        wait_until(lambda: not lbv._outstanding_maps)
+        if not came:
+            break
+    with lbv.executor as executor:
+        assert list(executor.map(abs, [-1])) == [1]
 
 
 def test_imap_takes_an_endless_iterator(lbv: ipp.LoadBalancedView) -> None:
