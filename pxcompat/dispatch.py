@@ -210,6 +210,8 @@ class Dispatcher:
         with self.lock:
             self.outstanding.pop(msg_id, None)
             self.metadata.pop(msg_id, None)
+            for there in self.by_engine.values():
+                there.discard(msg_id)
 
     def header(self, future: MessageFuture, header: dict[str, Any] | None) -> dict[str, Any]:
         """The header of a request."""

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from .dispatch import Dispatcher
+from .engine.interrupts import uninterrupted
 from .engine.records import KEYS, check
 from .error import EngineError, UnknownRequest
 from .foreign import LOST, Foreign
@@ -78,9 +79,10 @@ class Hub:
         for msg_id in msg_ids:
             future = MessageFuture(msg_id, metadata=Metadata(msg_id=msg_id))
             future.sent_latch.set()
-            dispatcher.track(future, None)
             futures.append(future)
         try:
+            for future in futures:
+                dispatcher.track(future, None)
             for future in futures:
                 found = self._patiently(functools.partial(self._attach, future.msg_id))
                 if found is None:
@@ -93,9 +95,10 @@ class Hub:
                     self._describe(future, key, record)
                 if record is None or not self._foreign.settle(future.msg_id, key, record):
                     self._foreign.follow(future.msg_id, set(engines))
-        except UnknownRequest:
-            for future in futures:
-                dispatcher.forget(future.msg_id)
+        except BaseException:  # nobody will have them, and who waits for all would wait for them
+            with uninterrupted():
+                for future in futures:
+                    dispatcher.forget(future.msg_id)
             raise
         return futures
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -20,9 +21,9 @@ import psutil
 import pytest
 
 import pxcompat as ipp
-from pxcompat import error
+from pxcompat import error, hub
 
-from ..common import PATIENCE, wait_until
+from ..common import PATIENCE, interrupted_at, wait_until
 from .test_requests import hold
 
 
@@ -218,6 +219,21 @@ def test_a_client_that_is_interrupted_leaves_nothing(
         other.close()
     wait_until(lambda: threading.active_count() <= before)
     assert rc[:].apply_async(abs, -1).get(PATIENCE) == [1] * len(rc)
+
+
+def test_ctrl_c_anywhere_in_get_result_leaves_nothing_to_wait_for(
+    rc: ipp.Client, cluster: Any
+) -> None:
+    with cluster.connect_client_sync() as other:
+        for count in itertools.count(1):
+            done = other[:].apply_async(abs, -1)
+            done.wait()
+            came, _ = interrupted_at(
+                count, lambda msg_ids=done.msg_ids: rc.get_result(msg_ids), str(hub.__file__)
+            )
+            assert rc.wait(timeout=PATIENCE)
+            if not came:
+                break
 
 
 @pytest.mark.parametrize(
