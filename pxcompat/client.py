@@ -220,19 +220,20 @@ class Client(Work):
         """
         if self._closed:
             return
-        self._closed = True
         with uninterrupted():  # a client that is half closed would never be closed
+            self._closed = True
             self._finalizer.detach()
             with self._dispatcher.engines_changed:  # who waits for engines waits in vain
                 self._dispatcher.engines_changed.notify_all()
             self._close_dask()
             _hang_up(self._backend, self._balancer)
-        for msg_id in self.outstanding:
-            why = f"the client was closed before task {msg_id!r} was done; get_result() of another"
-            self._dispatcher.fail(msg_id, EngineError(f"{why} client can fetch it"))
-        with _open_lock:
-            _open_clients.discard(self)
-            others = list(_open_clients)
+            for msg_id in self.outstanding:
+                why = f"the client was closed before task {msg_id!r} was done; get_result() of"
+                error = EngineError(f"{why} another client can fetch it")
+                self._dispatcher.fail(msg_id, error)
+            with _open_lock:
+                _open_clients.discard(self)
+                others = list(_open_clients)
         if len(others) == 1:  # %px may have been this client's
             others[0]._activate_in_ipython()
 

@@ -21,7 +21,8 @@ import psutil
 import pytest
 
 import pxcompat as ipp
-from pxcompat import error, hub
+from pxcompat import client, error, hub
+from pxcompat.engine import interrupts
 
 from ..common import PATIENCE, interrupted_at, wait_until
 from .test_requests import hold
@@ -218,6 +219,23 @@ def test_a_client_that_is_interrupted_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         other.close()
     wait_until(lambda: threading.active_count() <= before)
+    assert rc[:].apply_async(abs, -1).get(PATIENCE) == [1] * len(rc)
+
+
+def test_ctrl_c_anywhere_in_close_leaves_no_result_to_wait_for(
+    rc: ipp.Client, cluster: Any, tmp_path: Path
+) -> None:
+    files = [str(module.__file__) for module in (client, interrupts)]
+    for count in itertools.count(1):
+        other = cluster.connect_client_sync()
+        running = other[rc.ids[0]].apply_async(hold, str(tmp_path / "go"))
+        came, _ = interrupted_at(count, other.close, *files)
+        other.close()
+        with pytest.raises(error.EngineError, match="closed"):
+            running.get(PATIENCE)
+        if not came:
+            break
+    (tmp_path / "go").touch()
     assert rc[:].apply_async(abs, -1).get(PATIENCE) == [1] * len(rc)
 
 
