@@ -133,6 +133,8 @@ def pack_reply(reply: Reply) -> Message:
 def unpack_reply(message: Message) -> Reply:
     _, msg_id, status, engine, started, completed, result, content, outputs = message
     frames = unpack_frames(result)
+    if frames is None and status == "ok" and "execution_count" not in content:
+        status, content = "error", _without_result(engine)
     return Reply(
         msg_id,
         status,
@@ -143,6 +145,17 @@ def unpack_reply(message: Message) -> Reply:
         content,
         outputs,
     )
+
+
+def _without_result(engine: str | None) -> dict[str, Any]:
+    """The failure of a call whose result was in memory of its engine, which went first."""
+    return {
+        "ename": "EngineError",
+        "evalue": "the memory that its result was in is gone, or finds no room here: an engine"
+        " that dies takes along what nobody has fetched",
+        "traceback": [],
+        "engine_info": {"engine_uuid": engine, "engine_id": None, "method": "apply"},
+    }
 
 
 def pack_output(msg_id: str, event: OutputEvent) -> Message:

@@ -10,6 +10,7 @@ from distributed.protocol.serialize import Serialized
 
 from pxcompat.backends.dask import wire
 from pxcompat.backends.dask.wire import Blob
+from pxcompat.error import EngineError, unwrap_exception
 from pxcompat.protocol import Handle, OutputEvent, Reply, Request
 
 FRAMES = [b"pickle", bytearray(b"buffer"), memoryview(b"view")]
@@ -75,6 +76,17 @@ def test_replies(reply):
         assert got.result is None
     else:
         assert as_bytes(got.result) == as_bytes(reply.result)
+
+
+def test_a_result_whose_memory_went_with_its_engine_is_an_engines_error():
+    message = wire.pack_reply(Reply("id", "ok", "e", 1.0, 2.0, FRAMES, {}, 3))
+    got = wire.unpack_reply(tuple(None if _framed(item) else item for item in message))
+    assert (got.status, got.result, got.outputs) == ("error", None, 3)
+    with pytest.raises(EngineError, match="result"):
+        raise unwrap_exception(got.content)
+    # of a cell there is none
+    executed = Reply("id", "ok", "e", 1.0, 2.0, None, {"execution_count": 1})
+    assert wire.unpack_reply(wire.pack_reply(executed)).status == "ok"
 
 
 def test_output():
