@@ -280,7 +280,8 @@ class Hub:
                 ),
                 "tasks": tasks if verbose else len(tasks),
             }
-        waiting = [m for m in unassigned.result(TIMEOUT) if m not in arrived]
+        # one that an engine gave back is named again by what carried it there
+        waiting = [m for m in dict.fromkeys(unassigned.result(TIMEOUT)) if m not in arrived]
         return {"unassigned": waiting if verbose else len(waiting), **status}
 
 

@@ -357,3 +357,10 @@ def test_queues(backend, engines, hub):
     verbose = hub.queue_status(["a", "b"], verbose=True)
     assert verbose[0] == {"queue": ["q1", "q2"], "completed": ["done"], "tasks": []}
     assert verbose["unassigned"] == ["waiting"]
+
+
+def test_what_waits_again_after_an_engine_gave_it_back_is_counted_once(backend, engines, hub):
+    backend.answers["unassigned"] = lambda key, args: ["back", "waiting", "back"]
+    backend.answers["status"] = lambda key, args: {"completed": 0, "queue": [], "tasks": []}
+    assert hub.queue_status(["a", "b"], verbose=False)["unassigned"] == 2
+    assert hub.queue_status(["a", "b"], verbose=True)["unassigned"] == ["back", "waiting"]
