@@ -81,7 +81,8 @@ class Tasks:
         self._records = Records(max_records, max_bytes)
         #: what is not to run when it comes, and whether it will not run anywhere
         self._refused: OrderedDict[str, bool] = OrderedDict()
-        self._arrived: OrderedDict[str, None] = OrderedDict()
+        #: what has come, and whether it was not given back since
+        self._arrived: OrderedDict[str, bool] = OrderedDict()
         self._expected: OrderedDict[str, list[Origin]] = OrderedDict()
         #: by client: how many of its executes failed that abort what is queued behind them
         self._failures: OrderedDict[Any, int] = OrderedDict()
@@ -129,7 +130,7 @@ class Tasks:
                     task.origins[0] = origin
                 else:
                     task = self._enlist(request, origin)
-                self._arrived[msg_id] = None
+                self._arrived[msg_id] = True
                 if len(self._arrived) > ARRIVED_LIMIT:
                     self._arrived.popitem(last=False)
         if task is None:
@@ -255,6 +256,8 @@ class Tasks:
                     task.state = "done"
                     del self._tasks[msg_id]
                     self._records.drop(msg_id)
+                    if msg_id in self._arrived:
+                        self._arrived[msg_id] = False
                     if task.origins[1:]:  # other clients, who wait for it wherever it goes
                         self._expected[msg_id] = task.origins[1:]
                 given.append(msg_id)
@@ -282,7 +285,7 @@ class Tasks:
                     answer["cancelled"].append(msg_id)
                 elif task is not None:
                     answer["running"].append(msg_id)
-                elif self._known(msg_id):
+                elif msg_id in self._records or self._arrived.get(msg_id):
                     answer["done"].append(msg_id)
                 else:
                     self._refuse(msg_id, cancelled=True)

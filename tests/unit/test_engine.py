@@ -447,6 +447,20 @@ def test_what_is_on_its_way_can_be_given_back_and_is_refused_once(on):
     assert on.me.wait(coming.msg_id).status == "ok"
 
 
+def test_what_was_given_back_can_be_cancelled_and_is_refused_when_it_comes_again(on):
+    go_on = on.hold()
+    request = on.request("execute", content={"code": "ran = 1", "silent": True})
+    on.engine.submit(request, on.me)
+    assert on.engine.tasks.give_back([request.msg_id]) == [request.msg_id]
+    # it waits elsewhere: this engine has not run it, and is not to
+    assert on.engine.tasks.cancel([request.msg_id])["refused"] == [request.msg_id]
+    on.engine.submit(request, on.me)
+    assert on.me.wait(request.msg_id).status == "aborted"
+    go_on.set()
+    on.value(on.apply("def f(): return 1"))
+    assert "ran" not in on.names
+
+
 def test_what_is_announced_counts_as_queued_and_can_be_cancelled(on):
     coming, cancelled = (
         on.request("execute", content={"code": f"{name} = 1", "silent": False})
