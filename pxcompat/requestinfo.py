@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timezone
 from functools import cached_property
+from itertools import chain, repeat
 from typing import Any
 
 from .display import show_outputs
@@ -16,6 +17,15 @@ from .streaming import OutputStreamer
 from .waiting import seconds
 
 __all__ = ["RequestInfo"]
+
+#: what is displayed of a request, and what each is where there is none
+NOTHING: dict[str, Any] = {
+    "engine_id": None,
+    "stdout": "",
+    "stderr": "",
+    "outputs": (),
+    "execute_result": None,
+}
 
 
 class RequestInfo(OwnFuture[Any]):
@@ -183,11 +193,26 @@ class RequestInfo(OwnFuture[Any]):
         self._check_ready()
         self.wait_for_output()
         show_outputs(
-            self._metadata,
+            self._shown(),
             groupby=groupby,
             result_only=result_only,
             headings=not self._single_result,
         )
+
+    def _shown(self) -> list[Metadata]:
+        """The metadata with what was set on this object, such as ``ar.stdout = []`` by those who
+        have shown it, in their place."""
+        own = {key: value for key, value in vars(self).items() if key in NOTHING}
+        if not own:
+            return self._metadata
+        if self._single_result:
+            own = {key: [value] for key, value in own.items()}
+        count = len(own.get("engine_id", self._metadata))
+        shown = [Metadata(metadata.copy()) for metadata in self._metadata[:count]]
+        for key, values in own.items():
+            for metadata, value in zip(shown, chain(values, repeat(NOTHING[key])), strict=False):
+                metadata[key] = value
+        return shown
 
 
 def _instant(

@@ -753,6 +753,28 @@ def test_display_streams_by_type_and_engine(
         ar.display_outputs("colour")
 
 
+def test_what_was_set_on_the_result_is_displayed_in_the_place_of_its_output(
+    client: FakeClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    children = pending(3)
+    for i, child in enumerate(children):
+        child.metadata["engine_id"] = i
+        write(child, "stream", name="stdout", text=f"out{i}\n")
+        end(child)
+    ar = AsyncResult(client, children)
+    ar.stdout = []  # shown already
+    ar.display_outputs()
+    assert capsys.readouterr() == ("", "")
+    ar.engine_id, ar.stdout = [2, 0], ["out2\n", "out0\n"]  # of some engines alone
+    ar.display_outputs()
+    assert capsys.readouterr() == ("[stdout:2] \nout2\n[stdout:0] \nout0\n", "")
+    one = AsyncResult(client, children[1])
+    one.stdout = "mine\n"
+    one.display_outputs()
+    assert capsys.readouterr() == ("mine\n", "")
+    assert children[1].metadata["stdout"] == "out1\n"
+
+
 def test_display_single_has_no_heading(
     client: FakeClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
