@@ -303,7 +303,14 @@ class ParallelMagics(Magics):
             %autopx disabled
         """
         if self._autopx is not None and self._autopx.enabled:
-            self._autopx.disable()
+            self._disable_autopx()
+        else:
+            self._enable_autopx()
+
+    # what libraries that begin and end it themselves call, as idr_torch does
+
+    def _enable_autopx(self) -> None:
+        if self._autopx is not None and self._autopx.enabled:
             return
         self._active()
         names = ("px", "pxlocal", "pxresult", "pxconfig", "pxwho")
@@ -312,6 +319,10 @@ class ParallelMagics(Magics):
             self.shell, "autopx" + self.suffix, family, execute=self.parallel_execute
         )
         self._autopx.enable()
+
+    def _disable_autopx(self) -> None:
+        if self._autopx is not None:
+            self._autopx.disable()
 
     # -- running ---------------------------------------------------------------
 

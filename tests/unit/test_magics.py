@@ -542,6 +542,16 @@ def test_autopx_without_its_percent_sign(shell: InteractiveShell, view: FakeView
     assert view.executed == [("a = 1", "all")]
 
 
+def test_autopx_by_the_hooks_that_libraries_call(shell: InteractiveShell, view: FakeView) -> None:
+    magics = shell.magics_manager.magics["line"]["autopx"].__self__
+    magics._enable_autopx()
+    run(shell, "a = 1")
+    magics._disable_autopx()
+    run(shell, "c = 3")
+    assert view.executed == [("a = 1", "all")]
+    assert shell.user_ns["c"] == 3
+
+
 def test_autopx_splits_the_cell_it_stands_in(shell: InteractiveShell, view: FakeView) -> None:
     run(shell, "a = 1\n%autopx\nb = 2", "c = 3\n%autopx\nd = 4")
     assert [code for code, _ in view.executed] == ["c = 3"]
