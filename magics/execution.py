@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .. import error
 from ..display import show_folded_errors, show_outputs
 from ..engine.interrupts import held_from_the_first_on, uninterrupted
+from ..waiting import wait_for
 
 if TYPE_CHECKING:
     from ..asyncresult import AsyncResult
@@ -21,6 +22,8 @@ __all__ = ["Presentation", "collect", "raise_error", "wait"]
 
 #: seconds to wait for the output of finished requests; it is on its way already
 OUTPUT_TIMEOUT = 10
+#: seconds for engines to say that they have not begun what is interrupted
+ABORT_TIMEOUT = 1
 #: seconds that an engine has for ending what was interrupted because its time was up
 GRACE = 5.0
 
@@ -108,7 +111,8 @@ def collect(
                 raise error.AlreadyDisplayedError(failure) from None
             raise
         if not shown:
-            print(failure, file=sys.stderr)
+            aborted = isinstance(failure, error.TaskAborted)  # which says no more than its msg_id
+            print(f"TaskAborted: {failure}" if aborted else failure, file=sys.stderr)
     return not interrupted
 
 
@@ -152,15 +156,32 @@ def _interrupt(client: Client, result: AsyncResult, signal: int | str) -> None:
     )
     if signal == 0:
         return
-    # an engine that has finished may be at work for somebody else by now
+    # an engine that has finished, or not begun, may be at work for somebody else
+    taken_back = _take_back(client, result)
     working = [
         target
         for target, request in zip(result._targets or (), result._children, strict=True)
-        if not request.done()
+        if not request.done() and request.msg_id not in taken_back
     ]
     if working:
         client.send_signal(signal, targets=working, block=True)
     _wait(result, progress_after=-1)
+
+
+def _take_back(client: Client, result: AsyncResult) -> set[str]:
+    """Abort what waits for other clients' work alone, and return its msg_ids.
+
+    Where it waits for this client's own work, that is what the user interrupts.
+    """
+    outstanding = client._outstanding_dict
+    alone = [
+        request.msg_id
+        for request in result._children
+        if outstanding.get(request.metadata["engine_uuid"]) == {request.msg_id}
+    ]
+    # an engine that is too busy to answer is at work on something, and gets the signal
+    answered = wait_for(client._abort(alone), ABORT_TIMEOUT).done
+    return {m for answer in answered if answer.exception() is None for m in answer.result()}
 
 
 def _streamed(result: AsyncResult, failure: Exception) -> bool:

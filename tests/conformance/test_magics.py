@@ -338,6 +338,37 @@ def test_ctrl_c_spares_engines_that_have_finished(
 
 
 @needs_kill
+def test_ctrl_c_spares_another_clients_work_that_the_cell_waits_for(
+    rc: Any, cluster: Any, ip: InteractiveShell, view: Any, tmp_path: Path
+) -> None:
+    first = view.targets[0]
+    gate, held = tmp_path / "go", tmp_path / "held"
+    with cluster.connect_client_sync() as other:
+        others = other[first].apply_async(hold, str(gate), str(held))
+        wait_until(held.exists)
+        with ctrl_c(lambda: len(rc.outstanding) == 1):
+            shown = px(ip, f"-t {first}", "ran = True")
+        gate.touch()
+        assert others.get(PATIENCE) == "went on"
+    assert "TaskAborted" in shown.stderr
+    assert not rc[first].apply_sync(lambda: "ran" in globals())
+
+
+@needs_kill
+def test_ctrl_c_interrupts_ones_own_work_that_the_cell_waits_for(
+    rc: Any, ip: InteractiveShell, view: Any, begin: Callable[[], int]
+) -> None:
+    first = view.targets[0]
+    before = ip.run_cell_magic(
+        "px", f"-t {first} --noblock", "import time; begin(); time.sleep(60)"
+    )
+    with ctrl_c(lambda: begin() == 1 and len(rc.outstanding) == 2):
+        px(ip, f"-t {first}", "1")
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        before.get(PATIENCE)
+
+
+@needs_kill
 def test_signal_0_leaves_the_engines_running(
     rc: Any, ip: InteractiveShell, view: Any, begin: Callable[[], int], tmp_path: Path
 ) -> None:

@@ -29,8 +29,11 @@ from pxcompat.magics import ParallelMagics, active_view, load_ipython_extension
 class Request:
     """What stands behind one engine's part of a result."""
 
+    msg_id = "m"
+
     def __init__(self, done: bool) -> None:
         self._done = done
+        self.metadata = {"engine_uuid": "e"}
 
     def done(self) -> bool:
         return self._done
@@ -104,6 +107,8 @@ class FakeView:
             ids=[0, 1, 2, 3],
             _closed=False,
             send_signal=self._signal,
+            _outstanding_dict={},
+            _abort=lambda msg_ids: [],
             _build_targets=lambda targets: ([], [0, 1, 2, 3] if targets == "all" else targets),
         )
         self.executed: list[tuple[str, Any]] = []
@@ -414,7 +419,7 @@ def test_an_interrupted_failure_that_was_not_streamed_is_printed(
     view.failure, view.streamed = TaskAborted("m1"), False
     with capture_output() as io:
         shell.run_line_magic("px", "x")
-    assert io.stderr.splitlines()[1:] == ["m1"]
+    assert io.stderr.splitlines()[1:] == ["TaskAborted: m1"]
 
 
 def test_signal_0_leaves_the_engines_running(shell: InteractiveShell, view: FakeView) -> None:
