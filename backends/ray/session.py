@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pxcompat.engine.interrupts import Condition
+from pxcompat.engine.interrupts import Condition, uninterrupted
 from pxcompat.error import BackendError, ConnectError, EngineError
 
 from .later import Later, postponed
@@ -142,8 +142,11 @@ def require_ray() -> None:
 
 
 def import_ray() -> Any:
-    """Ray, imported without changing the process's environment."""
-    with _process_kept():
+    """Ray, imported without changing the process's environment.
+
+    An interrupt waits until it is: half imported, Ray cannot be imported again.
+    """
+    with uninterrupted(), _process_kept():
         import ray
     return ray
 
