@@ -204,11 +204,18 @@ class Items(Iterator[Any]):
         self._pending = deque(self._children)
         self._opened = opened
         self._items: Iterator[Any] = iter(())
-        self._finished: SimpleQueue[MessageFuture] | None = None
+        self._finished: list[MessageFuture] | None = None
         if not ordered:
-            self._finished = SimpleQueue()
+            self._finished = []
+            #: how many of them have been taken
+            self._taken = 0
+            self._woken: SimpleQueue[None] = SimpleQueue()
             for child in self._pending:
-                child.add_done_callback(self._finished.put)  # type: ignore[arg-type]
+                child.add_done_callback(self._note)  # type: ignore[arg-type]
+
+    def _note(self, child: MessageFuture) -> None:
+        self._finished.append(child)  # type: ignore[union-attr]
+        self._woken.put(None)
 
     def __next__(self) -> Any:
         while True:
@@ -217,15 +224,17 @@ class Items(Iterator[Any]):
             self._items = iter(self._opened(self._next_child()))
 
     def _next_child(self) -> MessageFuture:
+        if self._finished is not None:
+            if self._taken == len(self._children):
+                raise StopIteration
+            while len(self._finished) == self._taken:
+                if engine_of_thread() is not None:
+                    wait_for([c for c in self._children if not c.done()], None, FIRST_COMPLETED)
+                with suppress(Empty):  # an interrupt may lose what is there, hence no children are
+                    self._woken.get(timeout=PULSE)
+            self._taken += 1
+            return self._finished[self._taken - 1]
         if not self._pending:
             raise StopIteration
-        if self._finished is not None:
-            if self._finished.empty() and engine_of_thread() is not None:
-                wait_for([c for c in self._children if not c.done()], None, FIRST_COMPLETED)
-            while True:
-                with suppress(Empty):
-                    child = self._finished.get(timeout=PULSE)
-                    self._pending.pop()  # counts only
-                    return child
         wait_for([self._pending[0]], None)
         return self._pending.popleft()

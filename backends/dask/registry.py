@@ -363,7 +363,9 @@ class Registry(SchedulerPlugin):
 
     async def signal(self, key: str, signum: int) -> str:
         """Send a signal to an engine; "" or why it cannot be done."""
-        info = self._engine(key)
+        if key not in self.engines:
+            return f"there is no engine {key} any more"
+        info = self.engines[key]
         if self.supervisor is not None and self.supervisor.owns(info.pid):
             # by its parent: that works even when the engine holds its interpreter lock
             await self.supervisor.kill(info.pid, signum)

@@ -505,7 +505,9 @@ class Registry:
 
     async def signal(self, key: str, signum: int) -> str:
         """Send a signal to an engine's process; "" or why it cannot be done."""
-        entry = self._entry(key)
+        if key not in self._engines:
+            return f"there is no engine {key} any more"
+        entry = self._engines[key]
         if entry.info is None:
             return "it is still starting"
         if signum == signal.SIGKILL:
