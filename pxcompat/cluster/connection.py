@@ -185,6 +185,10 @@ def read(path: str | os.PathLike[str], *, allow_stale: bool = False) -> Connecti
             stat = os.fstat(file.fileno())
             content = json.load(file)
     except FileNotFoundError:
+        if path.name.startswith("ipcontroller"):  # as ipyparallel's are called
+            ours = path.with_name("pxcompat" + path.name.removeprefix("ipcontroller"))
+            if ours.exists():
+                return read(ours, allow_stale=allow_stale)
         raise MissingConnectionFile(
             f"There is no connection file {path}: no cluster is running there."
             " `pxcluster start` starts one, `pxcluster list` shows what runs."

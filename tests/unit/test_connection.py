@@ -50,6 +50,16 @@ def test_round_trip(path: Path) -> None:
     assert read(path).address == "tcp://h:1"
 
 
+@pytest.mark.parametrize("infix", ["", "-x"])
+def test_found_by_the_name_that_it_has_in_ipyparallel(path: Path, infix: str) -> None:
+    theirs = path.with_name(f"ipcontroller{infix}-client.json")
+    with pytest.raises(MissingConnectionFile, match="ipcontroller"):
+        read(theirs)
+    connection = a_connection(cluster_id=infix[1:])
+    write(path.with_name(f"pxcompat{infix}-client.json"), connection)
+    assert read(theirs) == connection
+
+
 def test_nobody_else_can_read_it(path: Path) -> None:
     write(path, a_connection())
     assert path.stat().st_mode & 0o777 == 0o600
