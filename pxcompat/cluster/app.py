@@ -160,7 +160,9 @@ class PxClusterApp(Application):
     def _log_to_file(self) -> None:
         place = self.place()
         place.log_dir.mkdir(parents=True, exist_ok=True)
-        path = place.log_dir / f"{self.name}-{self.cluster_id}-{os.getpid()}.log"
+        called = Path(sys.argv[0]).name
+        name = called if called == "ipcluster" else self.name
+        path = place.log_dir / f"{name}-{self.cluster_id}-{os.getpid()}.log"
         sys.stderr.write(f"Sending logs to {path}\n")
         handler = logging.FileHandler(path)
         handler.setFormatter(self.log.handlers[0].formatter)

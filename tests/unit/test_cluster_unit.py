@@ -1206,3 +1206,16 @@ class TestClean:
         path.write_text(json.dumps({"controller": {"state": {"pid": os.getpid()}}}))
         with pytest.raises(ValueError, match="still running"):
             clean_cluster_files()
+
+
+@pytest.mark.parametrize("command", ["pxcluster", "ipcluster"])
+def test_the_log_has_the_name_that_the_command_was_called_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    # whoever starts ipcluster from a script reads its log, to see when the engines are there
+    monkeypatch.setattr(sys, "argv", [f"/bin/{command}"])
+    app = PxClusterStart()
+    app.initialize(["--log-to-file"])
+    app.log.handlers[0].close()
+    (log,) = (tmp_path / "profile_default" / "log").glob("*.log")
+    assert log.name == f"{command}--{os.getpid()}.log"
