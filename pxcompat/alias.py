@@ -37,6 +37,10 @@ ROOTS = ("ipyparallel", "IPython.parallel")
 #: module below either root -> the modules here that make it up
 MODULES: dict[str, tuple[str, ...]] = {
     "": ("pxcompat",),
+    "apps": (),
+    "apps.ipclusterapp": ("pxcompat.cluster.staging", "pxcompat.cluster.app"),
+    "apps.ipcontrollerapp": ("pxcompat.cluster.staging",),
+    "apps.ipengineapp": ("pxcompat.cluster.staging",),
     "client": ("pxcompat.client",),
     "client._joblib": ("pxcompat.joblib",),
     "client.asyncresult": ("pxcompat.asyncresult",),

@@ -32,19 +32,20 @@ def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
 
 
 def interrupted_at(
-    count: int, call: Callable[[], Any], *files: str
+    count: int, call: Callable[[], Any], *files: str, what: str = "call"
 ) -> tuple[bool, KeyboardInterrupt | None]:
-    """Press Ctrl-C as a call comes to the so-and-so-manieth function written in Python, of those in
-    some files where any are named: whether it came so far, and what it raised."""
+    """Press Ctrl-C as a call comes to the so-and-so-manieth function written in Python, or "line",
+    of those in some files where any are named: whether it came so far, and what it raised."""
     left = count
 
-    def trace(frame: Any, event: str, _: Any) -> None:
+    def trace(frame: Any, event: str, _: Any) -> Any:
         nonlocal left
-        if event == "call" and (not files or frame.f_code.co_filename in files):
+        if event == what and (not files or frame.f_code.co_filename in files):
             left -= 1
             if not left:
                 sys.settrace(None)
                 signal.raise_signal(signal.SIGINT)
+        return trace if what == "line" else None
 
     before = sys.gettrace()
     sys.settrace(trace)

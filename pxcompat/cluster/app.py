@@ -183,7 +183,7 @@ class PxClusterApp(Application):
         )
         if self.init and not place.config_file.exists():
             profiles.create(place)
-            write_config(place.config_file, [PxCompat, Cluster, MPILauncher])
+            write_profile_config(place.config_file)
         return place
 
     def start(self) -> None:
@@ -468,6 +468,11 @@ class PxClusterClean(PxClusterApp):
         )
 
 
+def write_profile_config(path: Path) -> None:
+    """Write a profile's ``pxcompat_config.py``."""
+    write_config(path, [PxCompat, Cluster, MPILauncher])
+
+
 class PxClusterCreate(PxClusterApp):
     """Make a profile and, in it, a pxcompat_config.py in which everything is explained."""
 
@@ -489,7 +494,7 @@ class PxClusterCreate(PxClusterApp):
         if place.config_file.exists() and not self.force:
             self.fail(f"{place.config_file} exists; --force replaces it")
         profiles.create(place)
-        write_config(place.config_file, [PxCompat, Cluster, MPILauncher])
+        write_profile_config(place.config_file)
         sys.stdout.write(f"{place.config_file}\n")
 
 

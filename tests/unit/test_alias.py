@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -132,8 +133,17 @@ class TestOn:
         with pytest.raises(ModuleNotFoundError, match=r"ipyparallel\.controller\.hub.*dependency"):
             importlib.import_module("ipyparallel.controller.hub")
         with pytest.raises(ModuleNotFoundError, match=r"pxcompat\.disable\(\)") as caught:
-            importlib.import_module("IPython.parallel.apps")
-        assert caught.value.name == "IPython.parallel.apps"
+            importlib.import_module("IPython.parallel.logger")
+        assert caught.value.name == "IPython.parallel.logger"
+
+    def test_ipython_makes_profiles_for_parallel_computing(self, tmp_path: Path) -> None:
+        program = "import pxcompat; pxcompat.enable(); import IPython; IPython.start_ipython()"
+        command = [sys.executable, "-c", program, "profile", "create", "--parallel", "x"]
+        environment = {**os.environ, "IPYTHONDIR": str(tmp_path)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        config = tmp_path / "profile_x" / "pxcompat_config.py"
+        assert "c.PxCompat.n = " in config.read_text()
 
     def test_unknown_name(self) -> None:
         with pytest.raises(ImportError, match="cannot import name 'nonsense'"):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pxcompat import waiting
 from pxcompat.cluster.app import _stop_signals
 from pxcompat.engine import interrupts
 from pxcompat.engine.interrupts import Condition, OwnFuture
@@ -171,6 +172,22 @@ def test_an_interrupt_anywhere_in_a_wait_keeps_no_reply_from_arriving(when: str)
             receiving.start()
             receiving.join(PATIENCE / 10)
             assert not receiving.is_alive()
+        if not came:
+            break
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_an_iteration_that_is_interrupted_anywhere_goes_on_to_its_end(ordered: bool) -> None:
+    for count in itertools.count(1):
+        futures = [OwnFuture[int](), OwnFuture[int]()]
+        for future in futures:
+            future.set_result(1)
+        items = Items(futures, lambda child: [child], ordered=ordered)  # type: ignore[arg-type]
+        came, _ = interrupted_at(count, partial(next, items), str(waiting.__file__), what="line")
+        others = threading.Thread(target=list, args=[items], daemon=True)
+        others.start()
+        others.join(PATIENCE / 10)
+        assert not others.is_alive()
         if not came:
             break
 
