@@ -94,7 +94,7 @@ def _wait(futures: Collection[Future[Any]], timeout: float | None, return_when: 
         with uninterrupted():  # who waits again and again leaves nothing there
             for future in left.copy():
                 with future._condition, suppress(ValueError):
-                    future._done_callbacks.remove(look)
+                    future._done_callbacks.remove(look)  # type: ignore[attr-defined]
     return _found(futures)
 
 
