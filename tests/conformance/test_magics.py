@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -305,15 +306,17 @@ def test_ctrl_c_anywhere_in_a_cell_leaves_the_next_one_heard(
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
     raised = []  # which IPython keeps, with its traceback
-    for count in itertools.count(1):
-        came, interrupt = interrupted_at(
-            count, lambda: px(ip, options, "1"), str(magics.px.__file__), contextlib.__file__
-        )
-        raised.append(interrupt)
-        view.apply_sync(int)
-        assert signal.getsignal(signal.SIGINT) == handler
-        if not came:
-            break
+    cell = partial(ip.run_cell_magic, "px", options, "1")
+    with showing():
+        for count in itertools.count(1):
+            came, interrupt = interrupted_at(
+                count, cell, str(magics.px.__file__), contextlib.__file__
+            )
+            raised.append(interrupt)
+            view.apply_sync(int)
+            assert signal.getsignal(signal.SIGINT) == handler
+            if not came:
+                break
 
 
 @needs_kill
