@@ -9,7 +9,7 @@
 ``connection``    connection files
 ``profiles``      IPython profile directories
 ``settings``      arguments, PXCOMPAT_* variables, ``pxcompat_config.py``
-``app``           the command ``pxcluster``
+``app``           the command ``pxcluster``; ``staging``: ``ipython profile create --parallel``
 ================  ===============================================================
 """
 
