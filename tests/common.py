@@ -16,7 +16,7 @@ import pytest
 
 from pxcompat import DirectView, interactive
 
-__all__ = ["PATIENCE", "held", "interrupted_at", "let_go", "surroundings", "wait_until"]
+__all__ = ["PATIENCE", "held", "interrupted_at", "let_go", "logged", "surroundings", "wait_until"]
 
 #: seconds for anything to happen that a test waits for, on the slowest machine
 PATIENCE = 90
@@ -56,6 +56,16 @@ def interrupted_at(
     finally:
         sys.settrace(before)
     return left <= 0, None
+
+
+def logged(caplog: pytest.LogCaptureFixture, by: str = "pxcompat", level: int = 0) -> list[str]:
+    """What was logged by us, or somebody else, at a level or above; threads of libraries that
+    earlier tests have loaded log what they like."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.split(".")[0] == by and record.levelno >= level
+    ]
 
 
 @contextlib.contextmanager

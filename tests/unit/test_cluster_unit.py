@@ -53,6 +53,8 @@ from pxcompat.error import (
 )
 from pxcompat.protocol import Capabilities, EngineInfo, EventSink, Launched, LaunchSpec
 
+from ..common import logged
+
 TIMEOUT = 5
 
 
@@ -519,9 +521,9 @@ class TestFinding:
         caplog.clear()
         for given in ({"profile": "p"}, {"connection_info": cluster.cluster_file}):
             with Client(**given, n=2):
-                assert not caplog.records
+                assert not logged(caplog)
             with Client(**given, n=3, a=1):
-                first, second = (r.getMessage() for r in caplog.records)
+                first, second = logged(caplog)
             assert "runs already: a." in first
             assert second.startswith("3 engines were asked for, and the cluster that runs has 2;")
             caplog.clear()
@@ -531,9 +533,9 @@ class TestFinding:
     ) -> None:
         caplog.clear()
         acquire("fake://0", a=1, security="S")
-        assert not caplog.records
+        assert not logged(caplog)
         acquire("fake://0", a=1, b=2)
-        (said,) = (record.getMessage() for record in caplog.records)
+        (said,) = logged(caplog)
         assert said.startswith("Not used") and said.endswith("somebody else's, who started it: b.")
 
     def test_another_backend_than_asked_for(
@@ -734,7 +736,7 @@ class TestCluster:
     ) -> None:
         cluster.start_controller_sync(environment={"a": "b"})
         cluster.start_engines_sync(1, engine_args=["--x"])
-        warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        warnings = logged(caplog, level=logging.WARNING)
         said = "Not used, as they are for ipyparallel's launchers: "
         assert warnings == [said + "environment", said + "engine_args"]
 
@@ -1048,7 +1050,7 @@ class TestClusterConfiguration:
     def test_launchers(self, caplog: pytest.LogCaptureFixture) -> None:
         local = Cluster(engines="local", controller="Local", profile="p")
         assert local.engine_launcher_class is EngineSet
-        assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+        assert not logged(caplog, level=logging.WARNING)
         assert Cluster(engines="slurm", profile="p").engine_launcher_class is EngineSet
         with pytest.raises(TypeError, match="not both"):
             Cluster(engines="local", engine_launcher_class="mpi")

@@ -22,6 +22,8 @@ from pxcompat.futures import (
     multi_future,
 )
 
+from ..common import logged
+
 
 def test_made_as_ipyparallels_is():
     future = MessageFuture("m", {"msg_type": "apply_request"}, track=True)
@@ -95,7 +97,7 @@ class TestMultiFuture:
             futures[1].set_exception(ValueError("first"))
         with pytest.raises(ValueError, match="first"):
             together.result(0)
-        assert len(caplog.records) == 1
+        assert len(logged(caplog)) == 1
 
     def test_one_that_was_cancelled(self) -> None:
         future = Future[int]()

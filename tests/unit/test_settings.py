@@ -20,6 +20,8 @@ from pxcompat.cluster.settings import (
 )
 from pxcompat.error import ConnectionFileError
 
+from ..common import logged
+
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ class TestMisspeltVariables:
         monkeypatch.setenv("PXCOMPAT_QQQQQ", "1")
         for _ in range(2):
             assert PxCompat.resolve(profile).backend == "dask"
-        said = sorted(record.getMessage() for record in caplog.records)
+        said = sorted(logged(caplog))
         assert [text.partition(" is not used")[0] for text in said] == [
             "variable PXCOMPAT_BACKND",
             "variable PXCOMPAT_QQQQQ",
@@ -185,7 +187,7 @@ class TestMisspeltVariables:
         for name in ("PROFILE", "PROFILE_DIR", "TEST_BACKEND", "N"):
             monkeypatch.setenv(f"PXCOMPAT_{name}", "1")
         PxCompat.resolve(profile)
-        assert not caplog.records
+        assert not logged(caplog)
 
 
 def test_one_engine_for_each_cpu_we_may_use(
