@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import (
@@ -12,17 +11,15 @@ from concurrent.futures import (
     Future,
     InvalidStateError,
     TimeoutError as FutureTimeoutError,
-    wait as futures_wait,
 )
 from concurrent.futures._base import DoneAndNotDoneFutures
 from contextlib import suppress
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from .engine import engine_of_thread
-from .engine.interrupts import PULSE, OwnFuture, on_main_thread, uninterrupted
-from .engine.nested import check_may_wait, help_until, telling
+from .engine.interrupts import PULSE, OwnFuture, uninterrupted
+from .engine.nested import help_until
 from .futures import Latch, MessageFuture
 
 __all__ = ["Countdown", "Items", "SendTracker", "seconds", "wait_for"]
@@ -39,36 +36,11 @@ def seconds(timeout: float | None) -> float | None:
 def wait_for(
     futures: Collection[Future[Any]], timeout: float | None, return_when: str = ALL_COMPLETED
 ) -> Any:
-    """:func:`concurrent.futures.wait`; an engine's thread does what it can for it meanwhile."""
-    enough = all if return_when == ALL_COMPLETED else any
-    if telling.now and not enough(future.done() for future in futures):
-        check_may_wait(timeout)
-    if engine_of_thread() is None:
-        return _wait(futures, timeout, return_when)
-    if return_when == ALL_COMPLETED:
-        for future in futures:
-            timeout = help_until(future, timeout)
-        return _found(futures)
-    deadline = float("inf") if timeout is None else time.monotonic() + timeout
-    while True:
-        found = _found(futures)
-        left = deadline - time.monotonic()
-        if left <= 0 or _enough(found, return_when):
-            return found
-        changed: Future[None] = OwnFuture()
-        for future in found.not_done:
-            future.add_done_callback(partial(_set, changed))
-        help_until(changed, None if timeout is None else left)
+    """:func:`concurrent.futures.wait`; an engine's thread does what it can for it meanwhile.
 
-
-def _wait(futures: Collection[Future[Any]], timeout: float | None, return_when: str) -> Any:
-    """:func:`concurrent.futures.wait`, that interrupts end.
-
-    One in the midst of the standard library's own would leave locks of the futures taken, and the
-    thread that receives replies would wait for them for ever.
+    An interrupt in the midst of the standard library's own would leave locks of the futures taken,
+    and the thread that receives replies would wait for them for ever.
     """
-    if not on_main_thread():
-        return futures_wait(futures, timeout, return_when)
     found = _found(futures)
     if _enough(found, return_when):
         return found
@@ -80,16 +52,16 @@ def _wait(futures: Collection[Future[Any]], timeout: float | None, return_when: 
         if (
             not left
             or return_when == FIRST_COMPLETED
-            # not its own exception(), which unpickles
             or (return_when == FIRST_EXCEPTION and _failed(future))
         ):
-            _set(enough)
+            with suppress(InvalidStateError):
+                enough.set_result(None)
 
     try:
         for future in futures:
             future.add_done_callback(look)
         with suppress(FutureTimeoutError):
-            enough.exception(timeout)
+            enough.exception(help_until(enough, timeout))
     finally:
         with uninterrupted():  # who waits again and again leaves nothing there
             for future in left.copy():
@@ -104,22 +76,17 @@ def _found(futures: Collection[Future[Any]]) -> Any:
     return DoneAndNotDoneFutures(done, set(futures) - done)
 
 
-def _failed(future: Future[Any]) -> bool:
-    return future.cancelled() or Future.exception(future) is not None
-
-
 def _enough(found: Any, return_when: str) -> bool:
     """Whether what :func:`concurrent.futures.wait` gives is what was waited for."""
     return not found.not_done or any(
-        return_when == FIRST_COMPLETED
-        or (return_when == FIRST_EXCEPTION and (future.cancelled() or future.exception()))
+        return_when == FIRST_COMPLETED or (return_when == FIRST_EXCEPTION and _failed(future))
         for future in found.done
     )
 
 
-def _set(event: Future[None], _: object = None) -> None:
-    with suppress(InvalidStateError):
-        event.set_result(None)
+def _failed(future: Future[Any]) -> bool:
+    # not by its own exception(), which unpickles
+    return future.cancelled() or Future.exception(future) is not None
 
 
 class Countdown(Latch):

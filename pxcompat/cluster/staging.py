@@ -11,6 +11,7 @@ from typing import Any
 from traitlets.config import Config
 
 from .app import write_profile_config
+from .profiles import Profile
 
 __all__ = ["IPClusterApp", "IPClusterStart", "IPControllerApp", "IPEngineApp"]
 
@@ -46,7 +47,7 @@ class IPClusterStart(IPControllerApp):
 
     def init_config_files(self) -> None:
         """Write ``pxcompat_config.py``, unless it is there and not to be overwritten."""
-        path = Path(self.profile_dir.location) / "pxcompat_config.py"
+        path = Profile("", Path(self.profile_dir.location)).config_file
         if self.overwrite or not path.exists():
             self.log.warning("Generating default config file: %r", path)
             write_profile_config(path)
