@@ -16,7 +16,16 @@ import pytest
 
 from pxcompat import DirectView, interactive
 
-__all__ = ["PATIENCE", "held", "interrupted_at", "let_go", "logged", "surroundings", "wait_until"]
+__all__ = [
+    "PATIENCE",
+    "held",
+    "interrupted_at",
+    "let_go",
+    "logged",
+    "may_drop",
+    "surroundings",
+    "wait_until",
+]
 
 #: seconds for anything to happen that a test waits for, on the slowest machine
 PATIENCE = 90
@@ -29,6 +38,10 @@ def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
         assert time.monotonic() < deadline, f"still not so after {timeout} s: {condition}"
         time.sleep(0.02)
     return value
+
+
+#: for tests that press Ctrl-C everywhere: one in a finalizer is dropped, and Python says so
+may_drop = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def interrupted_at(

@@ -12,7 +12,7 @@ import pytest
 import pxcompat as ipp
 from pxcompat import lazymap, lbview
 
-from ..common import PATIENCE, interrupted_at, wait_until
+from ..common import PATIENCE, interrupted_at, may_drop, wait_until
 from .test_requests import hold
 
 
@@ -142,8 +142,7 @@ def test_a_function_may_have_any_name(lbv: ipp.LoadBalancedView) -> None:
     assert lbv.map_async(double, range(8)).get(PATIENCE) == [2 * n for n in range(8)]
 
 
-# an interrupt in a finalizer is dropped, and Python says so
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@may_drop
 def test_ctrl_c_as_a_map_begins_leaves_nothing_to_wait_for(lbv: ipp.LoadBalancedView) -> None:
     files = [str(module.__file__) for module in (lbview, lazymap, threading)]
     for count in itertools.count(1):
