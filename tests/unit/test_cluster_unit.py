@@ -901,7 +901,8 @@ class TestCluster:
 
         assert asyncio.run(Mine(profile="p").start_engines()) == "mine"
 
-    def test_repr(self, cluster: Cluster, tmp_path: Path) -> None:
+    def test_repr(self, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))  # which is shown as ~
         assert repr(cluster) == "<Cluster(cluster_id='c', profile='p')>"
         cluster.start_controller_sync()
         cluster.start_engines_sync(1, "e")
